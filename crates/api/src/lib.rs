@@ -1,0 +1,1 @@
+//! Replicate routes, SSE, errors. Refuses to know how a prediction runs.

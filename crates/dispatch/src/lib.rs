@@ -1,0 +1,1 @@
+//! Who runs next and where. Refuses to know HTTP and models.

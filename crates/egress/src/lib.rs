@@ -1,0 +1,1 @@
+//! The only way out. Address rules and limits live here.

@@ -1,0 +1,33 @@
+//! Why something did not happen, sorted by who can act on it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The text is for the person named by the variant and carries the field, the value and the limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "who", content = "why", rename_all = "snake_case")]
+pub enum PredictError {
+    /// The caller can act: change the input. HTTP 422 where it is known before the prediction exists.
+    FixInput(String),
+    /// Time can act: the same call may work later. HTTP 429 where it is known before the prediction exists.
+    RetryLater(String),
+    /// The operator can act: weights, memory, device, or a defect of ours.
+    Operator(String),
+}
+
+impl PredictError {
+    pub fn text(&self) -> &str {
+        match self {
+            Self::FixInput(why) | Self::RetryLater(why) | Self::Operator(why) => why,
+        }
+    }
+}
+
+impl fmt::Display for PredictError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+impl std::error::Error for PredictError {}

@@ -1,0 +1,79 @@
+//! What a model must be able to do. Stepwise, so that one thread can serve many predictions: tensors never cross here.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Event, Id, Map, PredictError};
+
+/// A kind of model (one folder in `models/`): it can be loaded.
+pub trait Model: Send + Sync {
+    /// Loads weights and makes everything ready for the first step. `report` takes a line of progress for people; it
+    /// ends up in the logs of the predictions that wait.
+    fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError>;
+}
+
+/// A loaded model. It stays on the thread that loaded it.
+pub trait Loaded {
+    /// Takes one prediction in. Everything that can be refused is refused here, before device work. It joins at the
+    /// next step; the model's own events for it begin there. Never called while `active() == capacity()`.
+    fn admit(&mut self, job: Job) -> Result<(), PredictError>;
+
+    /// Advances every active prediction by one unit of work (a token, a denoising step) and emits what came of it.
+    /// A prediction that is done emits `Event::Ended` and is gone. An error is the whole model's: the worker ends
+    /// every active prediction with it and unloads.
+    fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError>;
+
+    /// Forgets a prediction at once; nothing more is emitted for it. Unknown ids are fine.
+    fn cancel(&mut self, id: &Id);
+
+    /// Predictions inside, admitted and not ended.
+    fn active(&self) -> usize;
+
+    /// How many may be inside at once.
+    fn capacity(&self) -> usize;
+
+    /// Device memory held, in bytes: weights and preallocated caches.
+    fn bytes(&self) -> u64;
+}
+
+/// One prediction, as a model sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub id: Id,
+    pub input: Map,
+    /// Used when the input names no seed. Drawn when the prediction was created, so a retry repeats it.
+    pub seed: u64,
+}
+
+/// What to load and how.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoadSpec {
+    /// The served name, e.g. `smollm2`: one loaded model per target.
+    pub target: String,
+    /// The folder in `models/`, e.g. `llama`.
+    pub model: String,
+    pub weights: Weights,
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// `f32`, `f16`, `bf16`, or none: what suits the device and the file.
+    pub precision: Option<String>,
+    /// Positions per prediction, or none: the model's own, capped by its default.
+    pub context_tokens: Option<u32>,
+    /// Predictions at once, or none: the model's default.
+    pub concurrency: Option<u32>,
+    /// CPU threads, or none: all cores.
+    pub threads: Option<u32>,
+    /// Input defaults of this deployment, in place of the model's own.
+    pub defaults: Map,
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// An entry of the model's `weights.lock`: fetched if absent, verified always.
+    Locked { name: String, offline: bool },
+    /// A file or folder that the operator vouches for.
+    Path(PathBuf),
+}

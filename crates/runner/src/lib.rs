@@ -1,0 +1,1 @@
+//! Device, precision, pinned weights. Refuses to know models and HTTP APIs.

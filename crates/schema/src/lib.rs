@@ -1,0 +1,1 @@
+//! Input structs as schema, checks and documentation; cog.yaml. Refuses to know HTTP.

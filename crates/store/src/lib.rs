@@ -1,0 +1,1 @@
+//! Rows, events, leases, outbox. Refuses to know HTTP, models and workers.

@@ -1,0 +1,1 @@
+//! Outbox to signed POST. Refuses to know who makes predictions.
