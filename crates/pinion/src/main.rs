@@ -1,0 +1,3 @@
+//! The program. Words in, exit code out; each word's work is in the file of its name.
+
+fn main() {}

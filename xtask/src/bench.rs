@@ -1,0 +1,49 @@
+//! Measurements: criterion's, and side by side with a peer. Knows how to start them; the figures are theirs.
+
+use std::process::Command;
+
+use crate::{Outcome, cargo, root, run, target};
+
+/// All criterion benches, or the one that is named.
+pub fn criterion(words: &[&str]) -> Outcome {
+    match words {
+        [] => cargo(&["bench", "--package", "pinion"]),
+        [name, rest @ ..] => cargo(&[&["bench", "--package", "pinion", "--bench", name, "--"], rest].concat()),
+    }
+}
+
+/// llama.cpp (from its python wheels) and Pinion in turn on the same files. The peers live in their own environment,
+/// made once from `benches/peers.txt`, or in the one whose python `PINION_PEERS_PYTHON` names.
+pub fn peer_llama(words: &[&str]) -> Outcome {
+    let python = match std::env::var_os("PINION_PEERS_PYTHON") {
+        Some(python) => python.into(),
+        None => peers_environment()?,
+    };
+    cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
+    let pinion = target().join("release/pinion");
+    let weights = Command::new(&pinion)
+        .args(["weights", "pull", "smollm2", "--print-path"])
+        .output()
+        .map_err(|error| format!("{}: {error}", pinion.display()))?;
+    let weights = String::from_utf8_lossy(&weights.stdout).trim().to_owned();
+    let results = root().join("benches/results");
+    run(Command::new(python)
+        .arg(root().join("benches/peer_llama.py"))
+        .arg("--pinion")
+        .arg(pinion)
+        .args(["--gguf", &weights, "--out"])
+        .arg(results.join("peer-llama-latest.json"))
+        .args(words))
+}
+
+fn peers_environment() -> Result<std::path::PathBuf, String> {
+    let home = target().join("peers");
+    let python = home.join("bin/python");
+    if !python.exists() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
+        run(Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "-r"])
+            .arg(root().join("benches/peers.txt")))?;
+    }
+    Ok(python)
+}

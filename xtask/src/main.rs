@@ -1,0 +1,73 @@
+//! The project's own chores, one word each. Knows commands and folders; refuses to know what Pinion does.
+
+mod bench;
+mod clients;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+cargo xtask test                          everything that must be green: format, lints, clients, weights, tests
+cargo xtask golden llama WEIGHTS GOLDEN   compare a model with goldens; prints the largest relative error per tensor
+cargo xtask bench [NAME]                  criterion benches, all or one
+cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios";
+
+/// Why a chore stopped, for the person who started it.
+type Outcome = Result<(), String>;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let outcome = match words.as_slice() {
+        ["test"] => test(),
+        ["golden", model, weights, golden] => run_golden(model, weights, golden),
+        ["bench", "--peer", "llama", rest @ ..] => bench::peer_llama(rest),
+        ["bench", rest @ ..] => bench::criterion(rest),
+        _ => Err(HELP.to_owned()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The README's test command, and CI's.
+fn test() -> Outcome {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    clients::set_up()?;
+    cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
+    run(Command::new(target().join("release/pinion")).args(["weights", "pull", "smollm2"]))?;
+    cargo(&["test", "--release", "--workspace"])
+}
+
+fn run_golden(model: &str, weights: &str, golden: &str) -> Outcome {
+    cargo(&["run", "--release", "--quiet", "--package", "models", "--example", "golden", "--", model, weights, golden])
+}
+
+fn cargo(words: &[&str]) -> Outcome {
+    run(Command::new(env!("CARGO")).args(words).current_dir(root()))
+}
+
+/// Runs to the end with our standard streams; an exit code other than 0 is an error that quotes the command.
+fn run(command: &mut Command) -> Outcome {
+    eprintln!("+ {command:?}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{command:?}: {status}")),
+        Err(error) => Err(format!("{command:?} does not start: {error}")),
+    }
+}
+
+/// The workspace's folder.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace")
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
