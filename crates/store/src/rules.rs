@@ -1,0 +1,1 @@
+//! What every store decides alike, as pure functions of one row.
