@@ -1,0 +1,282 @@
+//! cog.yaml: what this deployment serves, and its limits. Everything of ours stands under `native:`, so that stock Cog
+//! can still read the file; its own top-level keys are noted and left alone.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    path::PathBuf,
+};
+
+use serde_json::Value;
+
+use crate::{Map, read::Mapping};
+
+/// The top-level keys of Cog that mean nothing without Python; they are named once and ignored.
+const COG_KEYS: [&str; 9] =
+    ["build", "image", "model", "run", "predict", "train", "concurrency", "environment", "weights"];
+
+/// Names the key, the value and the limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(pub String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cog.yaml: {}", self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub models: Vec<Served>,
+    pub limits: Limits,
+    /// Inputs, outputs and logs are removed this long after the end; the hosted service keeps them for an hour.
+    pub retention_seconds: u64,
+    pub egress: Egress,
+    pub account: Account,
+    /// Lines for the operator about what was read and ignored.
+    pub notes: Vec<String>,
+}
+
+/// One model with its weights, under one or several names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Served {
+    /// The short name, e.g. `smollm2`: the target of its predictions.
+    pub name: String,
+    /// The folder in `models/`, e.g. `llama`.
+    pub model: String,
+    pub weights: WeightsFrom,
+    pub description: String,
+    /// `owner/name` as callers write it; never empty.
+    pub names: Vec<String>,
+    /// Version ids that somebody's code pins, each with the name that it belongs to.
+    pub versions: BTreeMap<String, String>,
+    pub context_tokens: Option<u32>,
+    pub concurrency: Option<u32>,
+    pub precision: Option<String>,
+    pub device: Option<String>,
+    pub threads: Option<u32>,
+    /// Input defaults in place of the model's own.
+    pub defaults: Map,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WeightsFrom {
+    /// An entry of the model's weights.lock.
+    Locked(String),
+    /// A file or folder on this machine.
+    Path(PathBuf),
+}
+
+/// Every number says its unit; the message that refuses names the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Predictions accepted and not yet started; the next one gets a 429.
+    pub waiting_predictions: u64,
+    /// Device time of one prediction; the hosted service stops at 30 minutes.
+    pub run_seconds: u64,
+    /// Bytes of one JSON request body; a larger one gets a 413.
+    pub body_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { waiting_predictions: 256, run_seconds: 30 * 60, body_bytes: 16 << 20 }
+    }
+}
+
+/// Seconds that a finished prediction keeps its data unless the file says otherwise.
+pub const RETENTION_SECONDS: u64 = 60 * 60;
+
+/// What may be reached from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Egress {
+    /// Private addresses, for webhooks inside one network. Off: a caller could otherwise probe it.
+    pub allow_private: bool,
+}
+
+/// Who `GET /account` says this is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub username: String,
+    pub name: String,
+}
+
+/// The ranges a limit may have: from what still works to what still fits a machine.
+mod range {
+    use std::ops::RangeInclusive;
+
+    pub const WAITING_PREDICTIONS: RangeInclusive<u64> = 1..=100_000;
+    pub const RUN_SECONDS: RangeInclusive<u64> = 1..=7 * 24 * 3600;
+    pub const BODY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
+    pub const RETENTION_SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 24 * 3600;
+    pub const CONTEXT_TOKENS: RangeInclusive<u64> = 16..=1 << 20;
+    pub const CONCURRENCY: RangeInclusive<u64> = 1..=1024;
+    pub const THREADS: RangeInclusive<u64> = 1..=1024;
+}
+
+/// Characters of one name or version id.
+const NAME_CHARACTERS: usize = 200;
+
+const PRECISIONS: [&str; 3] = ["f32", "f16", "bf16"];
+
+impl Config {
+    pub fn parse(yaml: &str) -> Result<Self, ConfigError> {
+        let mut root = Mapping::new("", Some(load(yaml)?))?;
+        let mut native = root.mapping("native")?;
+        let notes = notes(root.rest());
+        let mut account = native.mapping("account")?;
+        let username = account.text("username")?.unwrap_or_else(|| "pinion".into());
+        let name = account.text("name")?.unwrap_or_else(|| "Pinion".into());
+        account.end()?;
+        let account = Account { username, name };
+        let mut egress = native.mapping("egress")?;
+        let allow_private = egress.flag("allow_private")?.unwrap_or_default();
+        egress.end()?;
+        let limits = limits(native.mapping("limits")?)?;
+        let retention_seconds = native.number("retention_seconds", range::RETENTION_SECONDS)?;
+        let models = native.list("models")?.into_iter().enumerate();
+        let models: Vec<_> =
+            models.map(|(i, value)| served(i, value, &account.username)).collect::<Result<_, _>>()?;
+        native.end()?;
+        unique(&models)?;
+        if models.is_empty() {
+            return Err(ConfigError("native.models is empty: there is nothing to serve".into()));
+        }
+        let retention_seconds = retention_seconds.unwrap_or(RETENTION_SECONDS);
+        Ok(Self { models, limits, retention_seconds, egress: Egress { allow_private }, account, notes })
+    }
+}
+
+/// YAML to JSON values. Through YAML's own mapping first: it refuses a key that stands twice.
+fn load(yaml: &str) -> Result<Value, ConfigError> {
+    let value: serde_norway::Value = serde_norway::from_str(yaml).map_err(|error| ConfigError(error.to_string()))?;
+    serde_json::to_value(value).map_err(|error| ConfigError(error.to_string()))
+}
+
+fn notes(rest: Map) -> Vec<String> {
+    let (cog, unknown): (Vec<_>, Vec<_>) = rest.into_iter().map(|(key, _)| key).partition(|key| COG_KEYS.contains(&key.as_str()));
+    let note = |keys: Vec<String>, why: &str| (!keys.is_empty()).then(|| format!("cog.yaml: {} {why}", keys.join(", ")));
+    let cog = note(cog, "ignored: Pinion runs no Python and reads `native:` only");
+    let unknown = note(unknown, "ignored: neither Cog nor Pinion knows it");
+    cog.into_iter().chain(unknown).collect()
+}
+
+fn limits(mut keys: Mapping) -> Result<Limits, ConfigError> {
+    let default = Limits::default();
+    let limits = Limits {
+        waiting_predictions: keys
+            .number("waiting_predictions", range::WAITING_PREDICTIONS)?
+            .unwrap_or(default.waiting_predictions),
+        run_seconds: keys.number("run_seconds", range::RUN_SECONDS)?.unwrap_or(default.run_seconds),
+        body_bytes: keys.number("body_bytes", range::BODY_BYTES)?.unwrap_or(default.body_bytes),
+    };
+    keys.end()?;
+    Ok(limits)
+}
+
+fn served(index: usize, value: Value, owner: &str) -> Result<Served, ConfigError> {
+    let mut keys = Mapping::new(format!("native.models[{index}]"), Some(value))?;
+    let name = keys.required_text("name")?;
+    if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+        return Err(keys.bad("name", &name.into(), "only letters, digits, `.`, `_` and `-` are allowed"));
+    }
+    let model = keys.required_text("model")?;
+    let weights = match (keys.text("weights")?, keys.text("path")?) {
+        (Some(name), None) => WeightsFrom::Locked(name),
+        (None, Some(path)) => WeightsFrom::Path(path.into()),
+        _ => return Err(ConfigError(format!("{}: exactly one of `weights` and `path` is expected", keys.path("weights")))),
+    };
+    let description = keys.text("description")?.unwrap_or_default().trim().to_owned();
+    let names = names(&mut keys)?.unwrap_or_else(|| vec![format!("{owner}/{name}")]);
+    let versions = versions(&mut keys, &names)?;
+    let precision = one_of(&mut keys, "precision", |text| PRECISIONS.contains(&text), "f32, f16 or bf16 is expected")?;
+    let device = one_of(&mut keys, "device", is_device, "cpu, cuda or cuda:N is expected")?;
+    let small = |number: Option<u64>| number.map(|number| number as u32);
+    let served = Served {
+        name,
+        model,
+        weights,
+        description,
+        names,
+        versions,
+        context_tokens: small(keys.number("context_tokens", range::CONTEXT_TOKENS)?),
+        concurrency: small(keys.number("concurrency", range::CONCURRENCY)?),
+        precision,
+        device,
+        threads: small(keys.number("threads", range::THREADS)?),
+        defaults: keys.mapping("defaults")?.rest(),
+    };
+    keys.end()?;
+    Ok(served)
+}
+
+fn names(keys: &mut Mapping) -> Result<Option<Vec<String>>, ConfigError> {
+    let list = keys.list("names")?;
+    let read = |value: &Value| match value.as_str().filter(|name| is_full_name(name)) {
+        Some(name) => Ok(name.to_owned()),
+        None => Err(keys.bad("names", value, format!("`owner/name` of at most {NAME_CHARACTERS} characters is expected"))),
+    };
+    let names: Vec<_> = list.iter().map(read).collect::<Result<_, _>>()?;
+    Ok(Some(names).filter(|names| !names.is_empty()))
+}
+
+fn versions(keys: &mut Mapping, names: &[String]) -> Result<BTreeMap<String, String>, ConfigError> {
+    let read = |(id, name): (String, Value)| match name.as_str() {
+        _ if !is_plain(&id) => Err(keys_bad(&id, &name, "the id may hold no white space, `/` or `:`")),
+        Some(name) if names.iter().any(|known| known == name) => Ok((id, name.to_owned())),
+        _ => Err(keys_bad(&id, &name, format!("one of this model's names is expected: {}", names.join(", ")))),
+    };
+    let versions = keys.mapping("versions")?;
+    let path = versions.path("");
+    let versions = versions.rest().into_iter().map(read).collect::<Result<_, _>>();
+    versions.map_err(|ConfigError(why)| ConfigError(format!("{path}{why}")))
+}
+
+fn keys_bad(key: &str, value: &Value, why: impl AsRef<str>) -> ConfigError {
+    ConfigError(format!("{key}: {value}: {}", why.as_ref()))
+}
+
+fn one_of(
+    keys: &mut Mapping,
+    key: &'static str,
+    allowed: impl Fn(&str) -> bool,
+    why: &str,
+) -> Result<Option<String>, ConfigError> {
+    match keys.text(key)? {
+        Some(text) if !allowed(&text) => Err(keys.bad(key, &text.into(), why)),
+        text => Ok(text),
+    }
+}
+
+fn is_device(text: &str) -> bool {
+    let ordinal = |rest: &str| rest.parse::<u16>().is_ok();
+    text == "cpu" || text == "cuda" || text.strip_prefix("cuda:").is_some_and(ordinal)
+}
+
+/// A part of a path and of a reference `owner/name:version`.
+fn is_plain(text: &str) -> bool {
+    let allowed = |c: char| !c.is_whitespace() && !c.is_control() && !"/:?#%".contains(c);
+    !text.is_empty() && text.chars().count() <= NAME_CHARACTERS && text.chars().all(allowed)
+}
+
+fn is_full_name(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(owner, name)| is_plain(owner) && is_plain(name))
+}
+
+/// Two models must not answer to one name, nor one id mean two versions.
+fn unique(models: &[Served]) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    for model in models {
+        let target = [("name", &model.name)].into_iter();
+        let names = model.names.iter().map(|name| ("names", name));
+        let versions = model.versions.keys().map(|id| ("versions", id));
+        for (key, text) in target.chain(names).chain(versions) {
+            if !seen.insert((key, text)) {
+                return Err(ConfigError(format!("native.models: {key}: \"{text}\" stands there twice")));
+            }
+        }
+    }
+    Ok(())
+}

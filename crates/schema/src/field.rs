@@ -1,0 +1,146 @@
+//! One input field, all of them, and the shape of the output. Data only: checking and describing live beside this.
+
+use serde_json::Value;
+
+use crate::{Invalid, Map, check, describe};
+
+/// What a field's value may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    String,
+    Integer,
+    Number,
+    Boolean,
+    /// An http(s) URL or a data URI: a file to the model.
+    Uri,
+}
+
+/// A field as it was declared with `input!`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Declared as an `Option`: may be left out, and null means left out.
+    pub nullable: bool,
+    pub description: &'static str,
+    pub default: Option<Value>,
+    pub min: Option<Value>,
+    pub max: Option<Value>,
+    /// Characters, not bytes.
+    pub min_len: Option<usize>,
+    pub max_len: Option<usize>,
+    pub choices: &'static [&'static str],
+}
+
+/// The setters that the braces of `input!` name.
+impl Field {
+    pub fn new(name: &'static str, kind: Kind, nullable: bool) -> Self {
+        Self {
+            name,
+            kind,
+            nullable,
+            description: "",
+            default: None,
+            min: None,
+            max: None,
+            min_len: None,
+            max_len: None,
+            choices: &[],
+        }
+    }
+
+    pub fn description(self, description: &'static str) -> Self {
+        Self { description, ..self }
+    }
+
+    pub fn default(self, default: impl Into<Value>) -> Self {
+        Self { default: Some(default.into()), ..self }
+    }
+
+    pub fn min(self, min: impl Into<Value>) -> Self {
+        Self { min: Some(min.into()), ..self }
+    }
+
+    pub fn max(self, max: impl Into<Value>) -> Self {
+        Self { max: Some(max.into()), ..self }
+    }
+
+    pub fn min_len(self, characters: usize) -> Self {
+        Self { min_len: Some(characters), ..self }
+    }
+
+    pub fn max_len(self, characters: usize) -> Self {
+        Self { max_len: Some(characters), ..self }
+    }
+
+    pub fn choices(self, choices: &'static [&'static str]) -> Self {
+        Self { choices, ..self }
+    }
+
+    pub fn required(&self) -> bool {
+        self.default.is_none() && !self.nullable
+    }
+}
+
+/// What a model gives.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// A list of texts that grows and reads as one text.
+    TextIterator,
+    Text,
+    /// One file.
+    Uri,
+    /// Several files.
+    UriList,
+    /// A schema of its own.
+    Object(Value),
+}
+
+/// What a model accepts and gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSchema {
+    pub input: Vec<Field>,
+    pub output: Output,
+}
+
+impl ModelSchema {
+    /// The same schema with other defaults, as cog.yaml may ask. A field with a default is no longer required.
+    pub fn with_defaults(mut self, defaults: &Map) -> Result<Self, String> {
+        for (name, value) in defaults {
+            let Some(field) = self.input.iter_mut().find(|field| field.name == name) else {
+                let known: Vec<_> = self.input.iter().map(|field| field.name).collect();
+                return Err(format!("defaults.{name}: the model has no such input; it has {}", known.join(", ")));
+            };
+            if let Some(wrong) = check::value(field, &format!("defaults.{name}"), value) {
+                return Err(format!("{wrong}, given {value}"));
+            }
+            field.default = Some(value.clone()).filter(|value| !value.is_null());
+        }
+        Ok(self)
+    }
+
+    /// Everything that is wrong with an input, in the order of the declaration. Unknown keys are ignored.
+    pub fn validate(&self, input: &Map) -> Result<(), Vec<Invalid>> {
+        check::check(&self.input, input)
+    }
+
+    /// The known fields with the defaults filled in. The input has been validated.
+    pub fn fill(&self, input: &Map) -> Map {
+        check::fill(&self.input, input)
+    }
+
+    /// The `Input` component.
+    pub fn input_json(&self) -> Value {
+        describe::input(&self.input)
+    }
+
+    /// The `Output` component.
+    pub fn output_json(&self) -> Value {
+        describe::output(&self.output)
+    }
+
+    /// One component per field with choices, under the field's name.
+    pub fn choices_json(&self) -> Map {
+        describe::choices(&self.input)
+    }
+}
