@@ -1,1 +1,111 @@
-//! Who runs next and where. Refuses to know HTTP and models.
+//! Who runs next and where: one in-process owner of every live prediction. It gives each to a worker in arrival order,
+//! numbers what comes back, tells the live readers at once and the store in batches.
+//!
+//! Refuses to know HTTP, models and how a worker is run: a thread or a process looks the same through a `Link`.
+
+mod link;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prediction::{Id, LoadSpec, Prediction, Request};
+use store::feed::Feed;
+use store::{Store, StoreError};
+
+pub use link::{Gone, Launch, Link};
+
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose leases these are: stable per data directory, so that a restart knows its own from an earlier life.
+    pub owner: String,
+    /// What can be loaded, one per target.
+    pub specs: Vec<LoadSpec>,
+    /// Targets to load at start instead of on first use.
+    pub preload: Vec<String>,
+    /// Predictions that may wait; one more is refused.
+    pub waiting_limit: u64,
+    /// A prediction running longer has failed.
+    pub run_seconds: u64,
+    /// Input, output and logs of an ended prediction are removed after this long.
+    pub retention_seconds: u64,
+    /// How long `drain` lets running predictions finish.
+    pub drain_seconds: u64,
+}
+
+impl Settings {
+    pub fn new(owner: impl Into<String>, specs: Vec<LoadSpec>) -> Self {
+        Self {
+            owner: owner.into(),
+            specs,
+            preload: Vec::new(),
+            waiting_limit: 256,
+            run_seconds: 1800,
+            retention_seconds: 3600,
+            drain_seconds: 20,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    #[error("{waiting} predictions are already waiting; at most {limit} may")]
+    Full { waiting: u64, limit: u64 },
+    #[error("the server is shutting down")]
+    Draining,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// For people: what `doctor`, `readyz` and later `ps` show.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Health {
+    pub targets: BTreeMap<String, TargetHealth>,
+    /// Accepted, not yet inside a model.
+    pub waiting: u64,
+    /// False while the worker is being replaced.
+    pub worker: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum TargetHealth {
+    NotLoaded,
+    Loading { line: String },
+    Loaded { bytes: u64, capacity: u32, active: u32 },
+    Failed { why: String },
+}
+
+/// The handle everybody holds. Cheap to clone.
+#[derive(Clone)]
+pub struct Dispatch {}
+
+impl Dispatch {
+    /// Recovers what an earlier life of this data directory left, launches the worker and begins. When this returns,
+    /// every unfinished prediction is live in the feed.
+    pub async fn start(
+        store: Arc<dyn Store>,
+        feed: Feed,
+        launch: Arc<dyn Launch>,
+        settings: Settings,
+    ) -> Result<Self, StoreError> {
+        todo!()
+    }
+
+    /// Accepts a prediction. It is durable, and live in the feed, when this returns.
+    pub async fn submit(&self, request: Request) -> Result<Prediction, SubmitError> {
+        todo!()
+    }
+
+    /// The state after; an ended prediction is unchanged, an unknown one is `None`.
+    pub async fn cancel(&self, id: &Id) -> Result<Option<Prediction>, StoreError> {
+        todo!()
+    }
+
+    pub fn health(&self) -> Health {
+        todo!()
+    }
+
+    /// For shutdown: nothing new is accepted or started, what runs may finish, everything said is stored.
+    pub async fn drain(&self) {
+        todo!()
+    }
+}

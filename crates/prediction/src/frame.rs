@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Event, Id, Job, LoadSpec, PredictError};
 
+/// What `Hello` names: server and worker are of one build or do not talk.
+pub const BUILD: &str = env!("CARGO_PKG_VERSION");
+
 /// First frame in both directions. A worker of another build is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {

@@ -1,1 +1,18 @@
-//! Frames in, events out: the loop that owns the device. Refuses to know the store.
+//! Frames in, events out: the loop that owns the device. It loads models, lets predictions join and leave between
+//! steps, and steps the loaded models in turn. A panic in a model costs that model's predictions, never the loop.
+//!
+//! Refuses to know the store, HTTP, async runtimes, which models exist (a `Registry` is handed in), and whether it is a
+//! thread or a process.
+
+pub mod echo;
+mod seat;
+mod shell;
+mod turn;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub use turn::run;
+
+/// The kinds of model this worker can load, by folder name, e.g. `llama`.
+pub type Registry = BTreeMap<String, Arc<dyn prediction::Model>>;

@@ -1,0 +1,20 @@
+//! The two ends of a worker as dispatch sees it. Refuses to know whether a thread or a process is behind them.
+
+use prediction::frame::{FromWorker, ToWorker};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// The worker cannot be spoken to any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the worker is gone")]
+pub struct Gone;
+
+pub struct Link {
+    pub to: Box<dyn Fn(ToWorker) -> Result<(), Gone> + Send + Sync>,
+    /// Ends when the worker does.
+    pub from: UnboundedReceiver<FromWorker>,
+}
+
+/// Starts a worker, at first and whenever the one before is gone.
+pub trait Launch: Send + Sync {
+    fn launch(&self) -> std::io::Result<Link>;
+}

@@ -1,0 +1,160 @@
+//! A model without weights that says back what it was told: for the tests and benches of everything above the seam.
+//! Refuses to be served to anybody: no `models/` folder names it.
+
+use std::time::Duration;
+
+use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, Output, PredictError};
+use serde_json::Value;
+
+/// Predictions at once when the spec says nothing.
+const CAPACITY: usize = 8;
+/// Between two looks at nothing but held predictions: the loop would spin otherwise.
+const HOLD_PAUSE: Duration = Duration::from_millis(1);
+
+/// What it reads from the input; everything is optional.
+///
+/// - `text`: what to say, in `pieces` (1) items, one per step
+/// - `log`: a line for the logs, said first
+/// - `hold: true`: after the last piece, waits until it is cancelled
+/// - `fail: "why"`: fails after the last piece
+/// - `refuse: "why"`: is refused at admission; `crash: "why"`: breaks the whole model in its first step;
+///   `panic: "why"`: the same by a panic
+pub struct Echo;
+
+impl Model for Echo {
+    /// The defaults of a spec may hold `load_fails: "why"` and `load_says: "line"`.
+    fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
+        if let Some(line) = text(&spec.defaults, "load_says") {
+            report(&line);
+        }
+        match text(&spec.defaults, "load_fails") {
+            Some(why) => Err(PredictError::Operator(why)),
+            None => {
+                let capacity = spec.concurrency.map_or(CAPACITY, |n| n as usize);
+                Ok(Box::new(Room { capacity, inside: Vec::new() }))
+            }
+        }
+    }
+}
+
+struct Room {
+    capacity: usize,
+    inside: Vec<Guest>,
+}
+
+struct Guest {
+    id: Id,
+    log: Option<String>,
+    /// In reverse: the next is the last.
+    pieces: Vec<String>,
+    words: u64,
+    said: u64,
+    hold: bool,
+    end: End,
+}
+
+enum End {
+    Well,
+    Fail(String),
+    Crash(String),
+    Panic(String),
+}
+
+fn text(input: &Map, name: &str) -> Option<String> {
+    input.get(name).and_then(Value::as_str).map(str::to_owned)
+}
+
+/// `text` in `count` pieces of whole characters, the longer ones first; at most one piece per character.
+fn cut(text: &str, count: usize) -> Vec<String> {
+    let letters: Vec<char> = text.chars().collect();
+    let count = count.clamp(1, letters.len().max(1));
+    let bound = |piece: usize| (piece * letters.len()).div_ceil(count);
+    (0..count).map(|piece| letters[bound(piece)..bound(piece + 1)].iter().collect()).collect()
+}
+
+impl Loaded for Room {
+    fn admit(&mut self, job: Job) -> Result<(), PredictError> {
+        if let Some(why) = text(&job.input, "refuse") {
+            return Err(PredictError::FixInput(why));
+        }
+        let words = text(&job.input, "text").unwrap_or_default();
+        let pieces = job.input.get("pieces").and_then(Value::as_u64).unwrap_or(1) as usize;
+        let mut pieces = cut(&words, pieces);
+        pieces.reverse();
+        let end = if let Some(why) = text(&job.input, "panic") {
+            End::Panic(why)
+        } else if let Some(why) = text(&job.input, "crash") {
+            End::Crash(why)
+        } else if let Some(why) = text(&job.input, "fail") {
+            End::Fail(why)
+        } else {
+            End::Well
+        };
+        self.inside.push(Guest {
+            id: job.id,
+            log: text(&job.input, "log"),
+            pieces,
+            words: words.split_whitespace().count() as u64,
+            said: 0,
+            hold: job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
+            end,
+        });
+        Ok(())
+    }
+
+    fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError> {
+        if self.inside.iter().all(|guest| guest.hold && guest.pieces.is_empty()) {
+            std::thread::sleep(HOLD_PAUSE);
+        }
+        let mut broken = None;
+        self.inside.retain_mut(|guest| {
+            match &guest.end {
+                End::Panic(why) => panic!("{why}"),
+                End::Crash(why) => broken = Some(why.clone()),
+                End::Well | End::Fail(_) => {}
+            }
+            if let Some(line) = guest.log.take() {
+                emit(&guest.id, Event::Log(format!("{line}\n")));
+            }
+            if let Some(piece) = guest.pieces.pop() {
+                guest.said += 1;
+                emit(&guest.id, Event::Output(Output::text(piece)));
+            }
+            let stays = !guest.pieces.is_empty() || guest.hold;
+            if !stays {
+                guest.leave(emit);
+            }
+            stays
+        });
+        broken.map_or(Ok(()), |why| Err(PredictError::Operator(why)))
+    }
+
+    fn cancel(&mut self, id: &Id) {
+        self.inside.retain(|guest| guest.id != *id);
+    }
+
+    fn active(&self) -> usize {
+        self.inside.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+impl Guest {
+    fn leave(&self, emit: &mut dyn FnMut(&Id, Event)) {
+        for (name, value) in [("input_token_count", self.words), ("output_token_count", self.said)] {
+            emit(&self.id, Event::Metric { name: name.to_owned(), value: value.into() });
+        }
+        let outcome = match &self.end {
+            End::Fail(why) => Outcome::Failed { error: why.clone() },
+            _ => Outcome::Succeeded,
+        };
+        emit(&self.id, Event::Ended(outcome));
+    }
+}
