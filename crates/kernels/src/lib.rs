@@ -1,1 +1,11 @@
 //! One op per file, for the CPU: what candle lacks. Knows slices and a thread pool; refuses to know models.
+//!
+//! Every op gives row `r` of its result the same bits whatever the other rows are, however many there are, how many
+//! threads work and which SIMD path runs: the order of every sum is fixed by the inner dimension alone.
+
+pub mod format;
+pub mod op;
+pub mod pool;
+
+pub use format::Format;
+pub use pool::Pool;
