@@ -37,8 +37,10 @@ pub fn value(field: &Field, path: &str, given: &Value) -> Option<Invalid> {
             (Some(whole), _) => bounds(field, path, whole as f64),
             // A whole number that no machine integer holds is of the right type, and out of range all the same.
             (None, Some(number)) if number.fract() == 0.0 => bounds(field, path, number).or_else(|| {
-                let too_big = || Invalid::new("number_lte", path, format!("Must be less than or equal to {}", i64::MAX));
-                let too_small = || Invalid::new("number_gte", path, format!("Must be greater than or equal to {}", i64::MIN));
+                let too_big =
+                    || Invalid::new("number_lte", path, format!("Must be less than or equal to {}", i64::MAX));
+                let too_small =
+                    || Invalid::new("number_gte", path, format!("Must be greater than or equal to {}", i64::MIN));
                 Some(if number > 0.0 { too_big() } else { too_small() })
             }),
             _ => wrong_type("integer"),

@@ -137,8 +137,7 @@ impl Config {
         let limits = limits(native.mapping("limits")?)?;
         let retention_seconds = native.number("retention_seconds", range::RETENTION_SECONDS)?;
         let models = native.list("models")?.into_iter().enumerate();
-        let models: Vec<_> =
-            models.map(|(i, value)| served(i, value, &account.username)).collect::<Result<_, _>>()?;
+        let models: Vec<_> = models.map(|(i, value)| served(i, value, &account.username)).collect::<Result<_, _>>()?;
         native.end()?;
         unique(&models)?;
         if models.is_empty() {
@@ -156,8 +155,10 @@ fn load(yaml: &str) -> Result<Value, ConfigError> {
 }
 
 fn notes(rest: Map) -> Vec<String> {
-    let (cog, unknown): (Vec<_>, Vec<_>) = rest.into_iter().map(|(key, _)| key).partition(|key| COG_KEYS.contains(&key.as_str()));
-    let note = |keys: Vec<String>, why: &str| (!keys.is_empty()).then(|| format!("cog.yaml: {} {why}", keys.join(", ")));
+    let (cog, unknown): (Vec<_>, Vec<_>) =
+        rest.into_iter().map(|(key, _)| key).partition(|key| COG_KEYS.contains(&key.as_str()));
+    let note =
+        |keys: Vec<String>, why: &str| (!keys.is_empty()).then(|| format!("cog.yaml: {} {why}", keys.join(", ")));
     let cog = note(cog, "ignored: Pinion runs no Python and reads `native:` only");
     let unknown = note(unknown, "ignored: neither Cog nor Pinion knows it");
     cog.into_iter().chain(unknown).collect()
@@ -186,7 +187,12 @@ fn served(index: usize, value: Value, owner: &str) -> Result<Served, ConfigError
     let weights = match (keys.text("weights")?, keys.text("path")?) {
         (Some(name), None) => WeightsFrom::Locked(name),
         (None, Some(path)) => WeightsFrom::Path(path.into()),
-        _ => return Err(ConfigError(format!("{}: exactly one of `weights` and `path` is expected", keys.path("weights")))),
+        _ => {
+            return Err(ConfigError(format!(
+                "{}: exactly one of `weights` and `path` is expected",
+                keys.path("weights")
+            )));
+        }
     };
     let description = keys.text("description")?.unwrap_or_default().trim().to_owned();
     let names = names(&mut keys)?.unwrap_or_else(|| vec![format!("{owner}/{name}")]);
@@ -216,7 +222,9 @@ fn names(keys: &mut Mapping) -> Result<Option<Vec<String>>, ConfigError> {
     let list = keys.list("names")?;
     let read = |value: &Value| match value.as_str().filter(|name| is_full_name(name)) {
         Some(name) => Ok(name.to_owned()),
-        None => Err(keys.bad("names", value, format!("`owner/name` of at most {NAME_CHARACTERS} characters is expected"))),
+        None => {
+            Err(keys.bad("names", value, format!("`owner/name` of at most {NAME_CHARACTERS} characters is expected")))
+        }
     };
     let names: Vec<_> = list.iter().map(read).collect::<Result<_, _>>()?;
     Ok(Some(names).filter(|names| !names.is_empty()))
@@ -280,3 +288,6 @@ fn unique(models: &[Served]) -> Result<(), ConfigError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

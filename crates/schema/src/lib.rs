@@ -13,6 +13,9 @@ mod invalid;
 mod read;
 mod version;
 
+#[cfg(test)]
+mod tests;
+
 pub use declare::{InputType, Uri};
 pub use field::{Field, Kind, ModelSchema, Output};
 pub use invalid::{Invalid, detail, type_name};

@@ -65,7 +65,11 @@ impl Mapping {
         let Some(value) = self.take(key) else { return Ok(None) };
         match value.as_u64().filter(|number| range.contains(number)) {
             Some(number) => Ok(Some(number)),
-            None => Err(self.bad(key, &value, format!("a whole number from {} to {} is expected", range.start(), range.end()))),
+            None => Err(self.bad(
+                key,
+                &value,
+                format!("a whole number from {} to {} is expected", range.start(), range.end()),
+            )),
         }
     }
 

@@ -51,3 +51,60 @@ fn sorted(value: Value) -> Value {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Field, Kind, Output};
+
+    fn schema(change: impl FnOnce(&mut Vec<Field>)) -> ModelSchema {
+        let mut input = vec![
+            Field::new("prompt", Kind::String, false).description("What to say."),
+            Field::new("top_p", Kind::Number, false).description("Nucleus.").default(0.95).min(0.0).max(1.0),
+            Field::new("style", Kind::String, false).default("a").choices(&["a", "b"]),
+        ];
+        change(&mut input);
+        ModelSchema { input, output: Output::TextIterator }
+    }
+
+    fn id(schema: &ModelSchema) -> String {
+        version_id(&json!({ "model": "llama", "precision": null }), "sha256:abc", schema)
+    }
+
+    #[test]
+    fn prose_and_order_keep_the_id() {
+        let id_before = id(&schema(|_| {}));
+        assert!(id_before.len() == 64 && id_before.bytes().all(|b| b.is_ascii_hexdigit()), "{id_before}");
+        assert_eq!(id_before, id(&schema(|fields| fields[1].description = "Other words.")));
+        assert_eq!(id_before, id(&schema(|fields| fields.swap(0, 1))));
+        let manifest = json!({ "precision": null, "model": "llama" });
+        assert_eq!(id_before, version_id(&manifest, "sha256:abc", &schema(|_| {})));
+    }
+
+    #[test]
+    fn whatever_decides_behaviour_changes_the_id() {
+        let plain = schema(|_| {});
+        let defaults = json!({ "top_p": 0.5 });
+        let ids = [
+            id(&plain),
+            id(&schema(|fields| fields[1].max = Some(2.0.into()))),
+            id(&schema(|fields| fields[1].default = Some(0.9.into()))),
+            id(&schema(|fields| fields[2].choices = &["a", "b", "c"])),
+            id(&schema(|fields| fields[0].nullable = true)),
+            id(&schema(|fields| fields.truncate(2))),
+            id(&ModelSchema { output: Output::Text, ..plain.clone() }),
+            id(&plain.clone().with_defaults(defaults.as_object().unwrap()).unwrap()),
+            version_id(&json!({ "model": "llama", "precision": "f16" }), "sha256:abc", &plain),
+            version_id(&json!({ "model": "llama", "precision": null }), "sha256:abd", &plain),
+        ];
+        let distinct: std::collections::BTreeSet<_> = ids.iter().collect();
+        assert_eq!(distinct.len(), ids.len(), "{ids:#?}");
+    }
+
+    /// The promise itself: this id stays this id. A change here breaks every pin out there.
+    #[test]
+    fn the_recipe_has_not_changed() {
+        let id = id(&schema(|_| {}));
+        assert_eq!(id, "16fa693932d1e5f8c03b607486ee18acf4367a13a77ae945cf1e33256d77acbf");
+    }
+}

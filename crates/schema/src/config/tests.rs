@@ -1,0 +1,90 @@
+use super::*;
+
+const DEFAULT: &str = include_str!("../../../../cog.yaml");
+
+fn model(keys: &str) -> String {
+    format!("native:\n  models:\n    - {{ name: m, model: llama, weights: w, {keys} }}\n")
+}
+
+fn refusal(yaml: &str) -> String {
+    Config::parse(yaml).expect_err(yaml).to_string()
+}
+
+#[test]
+fn the_default_file_serves_the_tutorials_names_and_says_who_answers() {
+    let config = Config::parse(DEFAULT).unwrap();
+    let [served] = config.models.as_slice() else { panic!("one model") };
+    assert_eq!((served.name.as_str(), served.model.as_str()), ("smollm2", "llama"));
+    assert_eq!(served.weights, WeightsFrom::Locked("smollm2".into()));
+    assert_eq!(served.names, ["pinion/smollm2", "meta/meta-llama-3-8b-instruct", "meta/meta-llama-3-70b-instruct"]);
+    assert_eq!(served.versions["dp-cf05cc8e6e5b3c0bc6e1b6c9f5e4a2d8"], "meta/meta-llama-3-70b-instruct");
+    assert!(served.description.contains("SmolLM2-135M-Instruct") && served.description.contains("NOT by Llama 3"));
+    assert_eq!(config.limits, Limits::default(), "the file shows the defaults");
+    assert_eq!(config.retention_seconds, RETENTION_SECONDS);
+    assert_eq!((config.egress.allow_private, config.account.username.as_str()), (false, "pinion"));
+    assert!(config.notes.is_empty(), "{:?}", config.notes);
+}
+
+#[test]
+fn what_is_not_written_has_a_default() {
+    let config = Config::parse(&model("device: 'cuda:1', precision: bf16, threads: 3")).unwrap();
+    let served = &config.models[0];
+    assert_eq!(served.names, ["pinion/m"]);
+    assert_eq!((served.device.as_deref(), served.precision.as_deref()), (Some("cuda:1"), Some("bf16")));
+    assert_eq!((served.threads, served.concurrency, served.context_tokens), (Some(3), None, None));
+    let path = "native: { models: [{ name: m, model: llama, path: my/weights.gguf }] }";
+    assert_eq!(Config::parse(path).unwrap().models[0].weights, WeightsFrom::Path("my/weights.gguf".into()));
+}
+
+#[test]
+fn cogs_own_keys_are_named_once_and_ignored() {
+    let yaml = format!("build: {{ gpu: true }}\npredict: 'predict.py:P'\ncolour: red\n{}", model(""));
+    assert_eq!(
+        Config::parse(&yaml).unwrap().notes,
+        [
+            "cog.yaml: build, predict ignored: Pinion runs no Python and reads `native:` only",
+            "cog.yaml: colour ignored: neither Cog nor Pinion knows it",
+        ]
+    );
+}
+
+#[test]
+fn a_refusal_names_key_value_and_limit() {
+    let native = |keys: &str| format!("{}  {keys}\n", model(""));
+    let cases: &[(String, &[&str])] = &[
+        (native("limits: { waiting_predictions: 0 }"), &["native.limits.waiting_predictions: 0", "1 to 100000"]),
+        (native("limits: { run_seconds: soon }"), &["native.limits.run_seconds: \"soon\"", "1 to 604800"]),
+        (native("limits: { body_bytes: -1 }"), &["native.limits.body_bytes: -1", "1024 to 1073741824"]),
+        (native("limits: { waiting: 3 }"), &["native.limits.waiting is not a key", "waiting_predictions"]),
+        (native("limits: 3"), &["native.limits: 3 is not a mapping"]),
+        (native("retention_seconds: 1.5"), &["native.retention_seconds: 1.5", "1 to 315360000"]),
+        (native("egress: { allow_private: 'yes' }"), &["native.egress.allow_private: \"yes\"", "true or false"]),
+        (native("account: { user: x }"), &["native.account.user is not a key", "username, name"]),
+        (native("modles: []"), &["native.modles is not a key"]),
+        ("native: { models: [] }".into(), &["native.models is empty"]),
+        ("native: { models: [3] }".into(), &["native.models[0]: 3 is not a mapping"]),
+        ("".into(), &["native.models is empty"]),
+        ("[]".into(), &["is not a mapping"]),
+        ("native: { a: 1, a: 2 }".into(), &["duplicate entry"]),
+        ("native: {".into(), &["at line "]),
+        (model("context_tokens: 1"), &["native.models[0].context_tokens: 1", "16 to 1048576"]),
+        (model("concurrency: 5000"), &["concurrency: 5000", "1 to 1024"]),
+        (model("precision: int8"), &["precision: \"int8\"", "f32, f16 or bf16"]),
+        (model("device: tpu"), &["device: \"tpu\"", "cuda:N"]),
+        (model("device: 'cuda:x'"), &["device: \"cuda:x\""]),
+        (model("path: x"), &["exactly one of `weights` and `path`"]),
+        (model("names: [smollm2]"), &["names: \"smollm2\"", "owner/name"]),
+        (model("names: [a/b, a/b]"), &["names: \"a/b\" stands there twice"]),
+        (model("versions: { v1: other/name }"), &["versions.v1: \"other/name\"", "pinion/m"]),
+        (model("versions: { 'a/b': pinion/m }"), &["versions.a/b", "no white space"]),
+        (model("colour: red"), &["native.models[0].colour is not a key", "context_tokens"]),
+        ("native: { models: [{ model: llama, weights: w }] }".into(), &["native.models[0].name is missing"]),
+        ("native: { models: [{ name: 'a b', model: llama, weights: w }] }".into(), &["name: \"a b\""]),
+    ];
+    for (yaml, parts) in cases {
+        let refusal = refusal(yaml);
+        for part in *parts {
+            assert!(refusal.contains(part), "{yaml}\n{refusal}\nlacks: {part}");
+        }
+    }
+}
