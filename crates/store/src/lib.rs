@@ -18,8 +18,8 @@ use prediction::{Id, Numbered, Prediction, Request, Timestamp};
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
 pub use words::{
-    Appended, CancelOutcome, Clock, Cursor, Delivery, LEASE_SECONDS, Lease, ListQuery, Page, Renewed, StoreError, Token,
-    system_clock,
+    Appended, CancelOutcome, Clock, Cursor, Delivery, LEASE_SECONDS, Lease, ListQuery, Page, Renewed, StoreError,
+    Token, system_clock,
 };
 
 /// Where predictions are kept. Every implementation passes `conformance`, with two handles open where it can be shared.

@@ -110,6 +110,23 @@ pub struct Page {
     pub previous: Option<Cursor>,
 }
 
+impl Page {
+    /// From what was read in the cursor's direction (`more`: there is yet another), each with its key.
+    pub(crate) fn around(cursor: Option<Cursor>, mut items: Vec<(i64, Prediction)>, more: bool) -> Self {
+        let back = cursor.is_some_and(|cursor| cursor.back);
+        if back {
+            items.reverse();
+        }
+        let place = |item: Option<&(i64, Prediction)>, back| {
+            item.map(|(key, prediction)| Cursor { created_at: prediction.request.created_at, key: *key, back })
+        };
+        // Rows stay, so whoever followed a cursor here left something behind on the other side.
+        let next = if back || more { place(items.last(), false) } else { None };
+        let previous = if (back && more) || (!back && cursor.is_some()) { place(items.first(), true) } else { None };
+        Self { predictions: items.into_iter().map(|(_, prediction)| prediction).collect(), next, previous }
+    }
+}
+
 /// A place in the list, itself not on the page it leads to. Opaque to clients; positions outlive restarts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cursor {
