@@ -40,6 +40,12 @@ pub fn secret_text(length: usize) -> String {
     (0..length).map(|_| CROCKFORD[(rand::random::<u8>() & 31) as usize] as char).collect()
 }
 
+/// A seed for a prediction that names none. Below 2^32 and never 0, so that a caller can send it back in any client's
+/// number type, and so that it is not taken for "no seed".
+pub fn random_seed() -> u64 {
+    u64::from(rand::random::<u32>().max(1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

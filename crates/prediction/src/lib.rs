@@ -14,7 +14,7 @@ mod time;
 pub use error::PredictError;
 pub use event::{Event, Numbered, Outcome, Output};
 pub use fold::{Prediction, Request, Status, Transition, WebhookEvent};
-pub use id::{Id, secret_text};
+pub use id::{Id, random_seed, secret_text};
 pub use model::{Job, LoadSpec, Loaded, Model, Weights};
 pub use time::Timestamp;
 
