@@ -3,15 +3,26 @@
 //!
 //! Refuses to know HTTP, models and how a worker is run: a thread or a process looks the same through a `Link`.
 
+mod core;
+mod drive;
 mod link;
+mod live;
+mod recover;
+mod stop;
+mod target;
+mod timers;
+mod write;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use prediction::{Id, LoadSpec, Prediction, Request};
 use store::feed::Feed;
-use store::{Store, StoreError};
+use store::{CancelOutcome, Store, StoreError};
+use tokio::sync::{mpsc, oneshot};
 
+use crate::core::{Core, Said};
 pub use link::{Gone, Launch, Link};
 
 #[derive(Debug, Clone)]
@@ -74,9 +85,17 @@ pub enum TargetHealth {
     Failed { why: String },
 }
 
-/// The handle everybody holds. Cheap to clone.
+/// How long a cancel waits for the end that it asked for, so that the answer normally shows it.
+const CANCEL_WAIT: Duration = Duration::from_secs(2);
+
+/// The handle everybody holds. Cheap to clone; the core ends with the last of them.
 #[derive(Clone)]
-pub struct Dispatch {}
+pub struct Dispatch {
+    core: mpsc::UnboundedSender<Said>,
+    store: Arc<dyn Store>,
+    feed: Feed,
+    health: Arc<Mutex<Health>>,
+}
 
 impl Dispatch {
     /// Recovers what an earlier life of this data directory left, launches the worker and begins. When this returns,
@@ -87,25 +106,45 @@ impl Dispatch {
         launch: Arc<dyn Launch>,
         settings: Settings,
     ) -> Result<Self, StoreError> {
-        todo!()
+        let (said, hear) = mpsc::unbounded_channel();
+        let health = Arc::new(Mutex::new(Health::default()));
+        let mut core = Core::new(store.clone(), feed.clone(), launch, settings, said.downgrade(), health.clone());
+        core.recover().await?;
+        tokio::spawn(core.run(hear));
+        Ok(Self { core: said, store, feed, health })
     }
 
-    /// Accepts a prediction. It is durable, and live in the feed, when this returns.
+    /// Accepts a prediction. It is durable, and live in the feed, when this returns; dropping the future withdraws
+    /// nothing.
     pub async fn submit(&self, request: Request) -> Result<Prediction, SubmitError> {
-        todo!()
+        let (answer, answered) = oneshot::channel();
+        self.core.send(Said::Submit(request, answer)).map_err(|_| SubmitError::Draining)?;
+        answered.await.map_err(|_| SubmitError::Draining)?
     }
 
     /// The state after; an ended prediction is unchanged, an unknown one is `None`.
     pub async fn cancel(&self, id: &Id) -> Result<Option<Prediction>, StoreError> {
-        todo!()
+        let (here, is_here) = oneshot::channel();
+        let (ended, end) = oneshot::channel();
+        if self.core.send(Said::Cancel(id.clone(), here, ended)).is_ok() && is_here.await == Ok(true) {
+            // Not ended in time: the answer shows the state as it is, and the end follows.
+            let _ = tokio::time::timeout(CANCEL_WAIT, end).await;
+        } else if self.store.request_cancel(id).await? == CancelOutcome::NotFound {
+            return Ok(None);
+        }
+        self.feed.snapshot(id).await
     }
 
     pub fn health(&self) -> Health {
-        todo!()
+        self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     /// For shutdown: nothing new is accepted or started, what runs may finish, everything said is stored.
     pub async fn drain(&self) {
-        todo!()
+        let (asked, drained) = oneshot::channel();
+        if self.core.send(Said::Drain(asked)).is_ok() {
+            // An error is a core that is gone: nothing is left to wait for.
+            let _ = drained.await;
+        }
     }
 }

@@ -1,0 +1,352 @@
+//! The one owner of every live prediction: a loop over what callers ask, what the worker says, what the store answers
+//! and what has come due. It never waits for the store itself: that is done in tasks that report back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use prediction::frame::FromWorker;
+use prediction::{Event, Id, Numbered, Outcome, Prediction, Request, Timestamp};
+use store::feed::Feed;
+use store::{Lease, Renewed, Store, StoreError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Duration, Instant};
+
+use crate::live::{Live, Stage};
+use crate::recover::{Verdict, verdict};
+use crate::target::Target;
+use crate::timers::{Due, Timers};
+use crate::{Health, Launch, Link, Settings, SubmitError};
+
+/// Leases asked for at once.
+const LEASE_BATCH: usize = 256;
+/// Leases hold 30 s; this often they are renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(5);
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// Before leases are asked for again after the store failed.
+const LEASE_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is said to the core.
+pub enum Said {
+    Submit(Request, oneshot::Sender<Result<Prediction, SubmitError>>),
+    /// Answered by whether it is live here, and then by its end.
+    Cancel(Id, oneshot::Sender<bool>, oneshot::Sender<()>),
+    Drain(oneshot::Sender<()>),
+    Created(Id, Result<(), StoreError>),
+    Leased(Result<Vec<Lease>, StoreError>),
+    Renewed(Vec<(Id, u32)>, Result<Vec<Renewed>, StoreError>),
+    Written(crate::write::Written),
+    Released,
+}
+
+/// One lease call at a time; `again` if something was created meanwhile.
+#[derive(Default)]
+struct Leasing {
+    busy: bool,
+    again: bool,
+}
+
+#[derive(Default)]
+pub struct Draining {
+    pub asked: Vec<oneshot::Sender<()>>,
+    pub releasing: bool,
+    pub done: bool,
+}
+
+pub struct Core {
+    pub store: Arc<dyn Store>,
+    pub feed: Feed,
+    pub launch: Arc<dyn Launch>,
+    pub settings: Settings,
+    /// For the tasks that report back; weak, so that the last handle's end is the core's.
+    pub reports: mpsc::WeakUnboundedSender<Said>,
+    pub live: HashMap<Id, Live>,
+    pub targets: BTreeMap<String, Target>,
+    pub link: Option<Link>,
+    /// Launches that failed or did not live to say hello, in a row.
+    pub lost_launches: u32,
+    pub timers: Timers,
+    pub flush_set: bool,
+    pub positions_set: bool,
+    leasing: Leasing,
+    pub draining: Option<Draining>,
+    pub health: Arc<Mutex<Health>>,
+}
+
+impl Core {
+    pub fn new(
+        store: Arc<dyn Store>,
+        feed: Feed,
+        launch: Arc<dyn Launch>,
+        settings: Settings,
+        reports: mpsc::WeakUnboundedSender<Said>,
+        health: Arc<Mutex<Health>>,
+    ) -> Self {
+        let targets = settings.specs.iter().map(|spec| (spec.target.clone(), Target::new(spec.clone()))).collect();
+        let mut timers = Timers::default();
+        timers.add(Instant::now() + RENEW_EVERY, Due::Renew);
+        timers.add(Instant::now() + SWEEP_EVERY, Due::Sweep);
+        Self {
+            store,
+            feed,
+            launch,
+            settings,
+            reports,
+            live: HashMap::new(),
+            targets,
+            link: None,
+            lost_launches: 0,
+            timers,
+            flush_set: false,
+            positions_set: false,
+            leasing: Leasing::default(),
+            draining: None,
+            health,
+        }
+    }
+
+    /// Takes up what an earlier life left. When this returns all of it is live in the feed.
+    pub async fn recover(&mut self) -> Result<(), StoreError> {
+        self.store.release(&self.settings.owner).await?;
+        loop {
+            let leases = self.store.lease(&self.settings.owner, LEASE_BATCH).await?;
+            let full = leases.len() == LEASE_BATCH;
+            leases.into_iter().for_each(|lease| self.leased(lease));
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    pub async fn run(mut self, mut said: mpsc::UnboundedReceiver<Said>) {
+        self.launch();
+        loop {
+            self.show_health();
+            let due = self.timers.next();
+            tokio::select! {
+                said = said.recv() => match said {
+                    Some(said) => self.hear(said),
+                    None => return,
+                },
+                frame = next_frame(&mut self.link) => self.heard(frame),
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.ring(),
+            }
+        }
+    }
+
+    fn hear(&mut self, said: Said) {
+        match said {
+            Said::Submit(request, answer) => self.submit(request, answer),
+            Said::Cancel(id, here, ended) => self.cancel(&id, here, ended),
+            Said::Drain(asked) => self.drain(asked),
+            Said::Created(id, result) => self.created(&id, result),
+            Said::Leased(result) => self.leases(result),
+            Said::Renewed(held, result) => self.renewed(held, result),
+            Said::Written(written) => self.written(written),
+            Said::Released => self.released(),
+        }
+    }
+
+    fn heard(&mut self, frame: Option<FromWorker>) {
+        match frame {
+            Some(frame) => self.frame(frame),
+            None => self.worker_lost(),
+        }
+        self.drained_yet();
+    }
+
+    fn ring(&mut self) {
+        let now = Instant::now();
+        while let Some(due) = self.timers.take(now) {
+            match due {
+                Due::Flush => self.flush_all(),
+                Due::Renew => self.renew(),
+                Due::Sweep => self.sweep(),
+                Due::Lease => self.want_leases(),
+                Due::Launch => self.launch(),
+                Due::Positions => self.say_positions(),
+                Due::Deadline(id) => self.deadline(&id),
+                Due::RunLimit(id) => self.run_limit(&id),
+                Due::DrainLimit => self.drain_limit(),
+            }
+        }
+    }
+
+    fn submit(&mut self, request: Request, answer: oneshot::Sender<Result<Prediction, SubmitError>>) {
+        let limit = self.settings.waiting_limit;
+        let waiting = self.waiting();
+        // Nobody listens to an answer whose caller has gone; that is theirs to choose.
+        if self.draining.is_some() {
+            let _ = answer.send(Err(SubmitError::Draining));
+        } else if waiting >= limit {
+            let _ = answer.send(Err(SubmitError::Full { waiting, limit }));
+        } else if self.live.contains_key(&request.id) {
+            let _ = answer.send(Err(StoreError::Exists(request.id.to_string()).into()));
+        } else {
+            self.live.insert(request.id.clone(), Live::new(&request));
+            let (store, feed, reports) = (self.store.clone(), self.feed.clone(), self.reports.clone());
+            tokio::spawn(async move {
+                let result = store.create(&request).await;
+                let id = request.id.clone();
+                let prediction = Prediction::new(request);
+                if result.is_ok() {
+                    feed.open(prediction.clone());
+                }
+                if let Some(reports) = reports.upgrade() {
+                    let _ = reports.send(Said::Created(id, result.clone()));
+                }
+                let _ = answer.send(result.map(|()| prediction).map_err(SubmitError::from));
+            });
+        }
+    }
+
+    fn created(&mut self, id: &Id, result: Result<(), StoreError>) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        if result.is_err() {
+            self.live.remove(id);
+            return self.drained_yet();
+        }
+        live.stage = Stage::Created;
+        if live.attempt == 0 {
+            self.want_leases();
+        } else {
+            // Another creation's lease call took this one along before we knew that it was written.
+            self.enqueue(id);
+        }
+        self.drained_yet();
+    }
+
+    /// Asks for leases on whatever nobody holds.
+    pub fn want_leases(&mut self) {
+        if self.draining.is_some() {
+            return;
+        }
+        if self.leasing.busy {
+            self.leasing.again = true;
+            return;
+        }
+        self.leasing = Leasing { busy: true, again: false };
+        let (store, owner, reports) = (self.store.clone(), self.settings.owner.clone(), self.reports.clone());
+        tokio::spawn(async move {
+            let result = store.lease(&owner, LEASE_BATCH).await;
+            if let Some(reports) = reports.upgrade() {
+                let _ = reports.send(Said::Leased(result));
+            }
+        });
+    }
+
+    fn leases(&mut self, result: Result<Vec<Lease>, StoreError>) {
+        let again = std::mem::take(&mut self.leasing).again;
+        match result {
+            Ok(leases) => {
+                let full = leases.len() == LEASE_BATCH;
+                leases.into_iter().for_each(|lease| self.leased(lease));
+                if again || full {
+                    self.want_leases();
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no leases; asking again");
+                self.timers.add(Instant::now() + LEASE_AGAIN, Due::Lease);
+            }
+        }
+        self.drained_yet();
+    }
+
+    fn leased(&mut self, lease: Lease) {
+        let id = lease.prediction.request.id.clone();
+        if let Some(live) = self.live.get_mut(&id) {
+            // Either its first lease, or ours ran out and we have it again: then it goes on under the new number.
+            live.attempt = lease.attempt;
+            if live.stage == Stage::Created {
+                self.enqueue(&id);
+            }
+            return;
+        }
+        self.live.insert(id.clone(), Live::recovered(&lease.prediction, lease.attempt));
+        self.feed.open(lease.prediction.clone());
+        match verdict(&lease, Timestamp::now()) {
+            Verdict::End(outcome) => self.finish(&id, outcome),
+            Verdict::Wait { repeats } => {
+                if repeats {
+                    self.log(&id, "interrupted; running again\n");
+                }
+                self.enqueue(&id);
+            }
+        }
+    }
+
+    fn renew(&mut self) {
+        self.timers.add(Instant::now() + RENEW_EVERY, Due::Renew);
+        let held = self.live.iter().filter(|(_, live)| live.attempt > 0);
+        let held: Vec<_> = held.map(|(id, live)| (id.clone(), live.attempt)).collect();
+        let (store, owner, reports) = (self.store.clone(), self.settings.owner.clone(), self.reports.clone());
+        tokio::spawn(async move {
+            let result = if held.is_empty() { Ok(Vec::new()) } else { store.renew(&owner, &held).await };
+            if let Some(reports) = reports.upgrade() {
+                let _ = reports.send(Said::Renewed(held, result));
+            }
+        });
+    }
+
+    fn renewed(&mut self, held: Vec<(Id, u32)>, result: Result<Vec<Renewed>, StoreError>) {
+        match result {
+            Err(error) => tracing::warn!(%error, "leases could not be renewed"),
+            Ok(renewed) => {
+                for (renewed, (id, attempt)) in renewed.into_iter().zip(held) {
+                    let Some(live) = self.live.get(&id) else { continue };
+                    if live.stage == Stage::Ended || live.attempt != attempt {
+                        continue;
+                    }
+                    if renewed.lost {
+                        self.lost(&id);
+                    } else if renewed.cancel_requested {
+                        self.stop(&id, Outcome::Canceled);
+                    }
+                }
+            }
+        }
+        // Ones that another process lost; also our own, had this process slept through its leases.
+        self.want_leases();
+    }
+
+    fn sweep(&mut self) {
+        self.timers.add(Instant::now() + SWEEP_EVERY, Due::Sweep);
+        let keep = i64::try_from(self.settings.retention_seconds).unwrap_or(i64::MAX).saturating_mul(1000);
+        let store = self.store.clone();
+        tokio::spawn(async move {
+            if let Err(error) = store.sweep(Timestamp::now().plus_millis(-keep)).await {
+                tracing::warn!(%error, "the retention sweep failed; it runs again in a minute");
+            }
+        });
+    }
+
+    /// Accepted and not inside the worker.
+    pub fn waiting(&self) -> u64 {
+        self.live.values().filter(|live| live.is_waiting()).count() as u64
+    }
+
+    /// Numbers an event, tells the live readers, and sees that the store hears of it soon.
+    pub fn say(&mut self, id: &Id, at: Timestamp, event: Event) {
+        let Some(live) = self.live.get_mut(id) else { return };
+        let numbered: Numbered = live.number(at, event);
+        let _ = self.feed.publish(id, numbered);
+        self.flush_soon();
+    }
+
+    pub fn log(&mut self, id: &Id, line: &str) {
+        self.say(id, Timestamp::now(), Event::Log(line.to_owned()));
+    }
+
+    fn show_health(&self) {
+        let targets = self.targets.iter().map(|(name, target)| (name.clone(), target.health())).collect();
+        let health = Health { targets, waiting: self.waiting(), worker: self.link.is_some() };
+        *self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = health;
+    }
+}
+
+async fn next_frame(link: &mut Option<Link>) -> Option<FromWorker> {
+    match link {
+        Some(link) => link.from.recv().await,
+        None => std::future::pending().await,
+    }
+}
