@@ -1,1 +1,10 @@
-//! Device, precision, pinned weights. Refuses to know models and HTTP APIs.
+//! What a model runs on: the device, and weights that are pinned, fetched, verified and opened by name.
+//!
+//! Refuses to know models, predictions' inputs and the HTTP APIs. A file is believed only as far as it was checked.
+
+pub mod device;
+pub mod gguf;
+mod map;
+pub mod weights;
+
+pub use gguf::{GgmlType, Gguf, GgufTensor};

@@ -1,0 +1,105 @@
+//! Pinned weights: what they are (`lock`), where they may come from (`mirror`), how they get here (`fetch`, `http`,
+//! `pip`), where they lie (`cache`), and whether they still are what they were (`verify`).
+//!
+//! The digest in the lock decides: a source is only a place to try. Everything here blocks, and belongs on a thread of
+//! its own, not on an async runtime's. Opening the files is the business of `gguf` and `safetensors`.
+
+mod cache;
+mod fetch;
+mod http;
+pub mod lock;
+mod mirror;
+mod pickle;
+mod pip;
+mod sink;
+mod verify;
+
+use std::path::PathBuf;
+
+pub use fetch::ensure;
+pub use lock::{Entry, Lock, LockedFile};
+pub use mirror::{Place, Source, mirrors};
+pub(crate) use pickle::is_pickle;
+pub use verify::{FileState, lock_entry, verify};
+
+/// How weights are fetched and where they are kept.
+#[derive(Clone)]
+pub struct Options {
+    /// Use what is here; never the network.
+    pub offline: bool,
+    pub cache_dir: PathBuf,
+    /// A folder that is looked into, by file name, before any mirror.
+    pub weights_dir: Option<PathBuf>,
+    /// The hub that `hub:` mirrors mean.
+    pub hub_endpoint: String,
+    /// Sent to the hub, and to no other host.
+    pub hub_token: Option<String>,
+}
+
+impl Options {
+    /// As the environment says: `PINION_CACHE` (else `$XDG_CACHE_HOME/pinion`, else `~/.cache/pinion`),
+    /// `PINION_WEIGHTS_DIR`, `PINION_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`.
+    pub fn from_env() -> Self {
+        Self::from(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+    }
+
+    fn from(variable: impl Fn(&str) -> Option<std::ffi::OsString>) -> Self {
+        let text = |name: &str| variable(name)?.into_string().ok();
+        let under = |name: &str, rest: &str| Some(PathBuf::from(variable(name)?).join(rest));
+        let cache_dir = variable("PINION_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| under("XDG_CACHE_HOME", "pinion"))
+            .or_else(|| under("HOME", ".cache/pinion"))
+            .unwrap_or_else(|| PathBuf::from(".pinion-cache"));
+        Self {
+            offline: text("PINION_OFFLINE").is_some_and(|value| value != "0"),
+            cache_dir,
+            weights_dir: variable("PINION_WEIGHTS_DIR").map(PathBuf::from),
+            hub_endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
+            hub_token: text("HF_TOKEN"),
+        }
+    }
+}
+
+/// What happens while weights are fetched or checked. The caller draws it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress<'a> {
+    /// Another process is fetching this file; it is waited for.
+    Waiting { file: &'a str },
+    /// A source is about to be asked.
+    Trying { file: &'a str, source: &'a str },
+    /// `done` of `total` bytes of this file were read from the source (`cache`: they are being checked).
+    Bytes { file: &'a str, source: &'a str, done: u64, total: u64 },
+    /// The source did not do; the next one is tried.
+    Failed { file: &'a str, source: &'a str, why: &'a str },
+}
+
+/// The folder with the entry's files, if they are all in the cache (as the environment names it) and were verified.
+pub fn cached(entry: &Entry) -> Option<PathBuf> {
+    entry.check().ok()?;
+    cache::Cache::at(&Options::from_env().cache_dir).ready(entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(variables: &'static [(&str, &str)]) -> Options {
+        Options::from(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into()))
+    }
+
+    #[test]
+    fn the_cache_lies_where_the_environment_says() {
+        let all = [("PINION_CACHE", "/a"), ("XDG_CACHE_HOME", "/b"), ("HOME", "/c")];
+        assert_eq!(Options::from(|n| all.iter().find(|v| v.0 == n).map(|v| v.1.into())).cache_dir, PathBuf::from("/a"));
+        assert_eq!(with(&[("XDG_CACHE_HOME", "/b"), ("HOME", "/c")]).cache_dir, PathBuf::from("/b/pinion"));
+        assert_eq!(with(&[("HOME", "/c")]).cache_dir, PathBuf::from("/c/.cache/pinion"));
+        assert_eq!(with(&[]).cache_dir, PathBuf::from(".pinion-cache"));
+    }
+
+    #[test]
+    fn offline_is_off_unless_it_is_switched_on() {
+        assert!(!with(&[]).offline && !with(&[("PINION_OFFLINE", "0")]).offline);
+        assert!(with(&[("PINION_OFFLINE", "1")]).offline);
+    }
+}
