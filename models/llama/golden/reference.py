@@ -16,10 +16,11 @@ import gguf
 import jinja2
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+HERE = Path(__file__).parent
 PACKAGES = ("torch", "transformers", "tokenizers", "gguf", "numpy", "safetensors")
 
 
@@ -40,35 +41,44 @@ def last_logits(model, ids: list[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def greedy(model, ids: list[int], count: int, stop: set[int]):
-    """Returns (ids, smallest gap between the best and the second logit, in units of the largest |logit|)."""
-    out, margin, feed, cache = [], float("inf"), ids, None
+    """Returns (ids, margins): for each step the gap between the two best logits, in units of the largest |logit|."""
+    out, margins, feed, cache = [], [], ids, None
     while len(out) < count and not (out and out[-1] in stop):
         step = model(torch.tensor([feed]), past_key_values=cache, use_cache=True)
         logits, cache = step.logits[0, -1], step.past_key_values
         best = logits.topk(2)
-        margin = min(margin, ((best.values[0] - best.values[1]) / logits.abs().max()).item())
+        margins.append(((best.values[0] - best.values[1]) / logits.abs().max()).item())
         out.append(best.indices[0].item())
         feed = out[-1:]
-    return out, margin
+    return out, margins
+
+
+def write_safetensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """The library writes metadata in hash order; sorted, the same content gives the same bytes."""
+    raw = save(tensors, metadata)
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + raw[8 + size :])
 
 
 def write_golden(path: Path, model, tok: Tokenizer, ids: list[int], count: int, stop: set[int], recipe: dict) -> None:
     logits = last_logits(model, ids)
-    tokens, margin = greedy(model, ids, count, stop)
+    tokens, margins = greedy(model, ids, count, stop)
     meta = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in recipe.items()}
     meta["greedy_text"] = tok.decode(tokens, skip_special_tokens=True)
-    meta["greedy_margin_min"] = f"{margin:.4g}"
+    meta["greedy_margins"] = json.dumps([round(m, 4) for m in margins])
     meta["versions"] = json.dumps({p: version(p) for p in PACKAGES})
-    save_file(
-        {
-            "prompt_ids": torch.tensor(ids, dtype=torch.int64),
-            "last_logits": logits.contiguous(),
-            "greedy_ids": torch.tensor(tokens, dtype=torch.int64),
-        },
-        path,
-        metadata=meta,
-    )
-    print(f"{path.name}: {len(ids)} prompt tokens, greedy {tokens}, margin {margin:.4f}, max|logit| {logits.abs().max():.2f}")
+    tensors = {
+        "prompt_ids": torch.tensor(ids, dtype=torch.int64),
+        "last_logits": logits.contiguous(),
+        "greedy_ids": torch.tensor(tokens, dtype=torch.int64),
+    }
+    write_safetensors(path, tensors, meta)
+    where = path.relative_to(HERE)
+    print(f"{where}: {len(ids)} prompt tokens, greedy {tokens}, least margin {min(margins):.4f}, max|logit| {logits.abs().max():.2f}")
 
 
 def render(template: str, messages: list[dict], **tokens: str) -> str:

@@ -13,7 +13,7 @@ passed the reef at 03:25 and reached the quay an hour later. Her master said he 
 "a little red, and a little slow, but there". The office has since bought three spare glasses, oiled the hinges, and \
 entered a new rule in the book: the outer light is to be visited before every gale, and not only after.
 
-Question: What did the keeper use to replace the broken glass, and why did the flashes look red?"""
+Question: What was the name of the keeper?"""
 
 PROMPTS = {"capital": "What is the capital of France?", "long": LONG}
 

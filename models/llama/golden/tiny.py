@@ -1,6 +1,6 @@
 """Tiny Llamas with seeded random weights, in the shapes that real checkpoints come in. Each is wrong in plain sight when
 a loader misreads it: the prompt is longer than the original context, so a wrong rotary scaling moves the logits; the
-recipe in each golden says by how much.
+recipe in each golden says by how much. The seeds are those of the first sixty whose greedy choices are clearest.
 
   tiny-llama3/        Llama 3.1: grouped queries, llama3 rope_scaling, untied head, two end tokens, byte-level BPE
   tiny-tied/          SmolLM2 and Llama 3.2: tied head, no scaling, newer `rope_parameters` in config.json, 3 heads on 1
@@ -15,14 +15,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import reference
 import tiny_tokenizer
 
 VOCAB = 512
-GREEDY = 32
+GREEDY = 16
 PROMPT = [{"role": "user", "content": "The lamp of the outer light had gone dark at 02:10. Who rang the pilot station twice?"}]
 
 # 32 positions are the original context. With theta 10000 and 8 frequencies all three bands are hit: wavelengths of 6
@@ -99,11 +98,13 @@ def write_folder(folder: Path, config: dict, generation: dict, tokenizer, tokeni
     tokenizer.save(str(folder / "tokenizer.json"), pretty=False)
     write_json(folder / "tokenizer_config.json", tokenizer_config)
     if len(shards) == 1:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
-        return
-    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+        names = ["model.safetensors"]
+    else:
+        names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        reference.write_safetensors(folder / name, shard, {"format": "pt"})
+    if len(shards) == 1:
+        return
     size = sum(t.nbytes for shard in shards for t in shard.values())
     where = {key: name for name, shard in zip(names, shards) for key in sorted(shard)}
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": where})
@@ -150,8 +151,8 @@ def llama3(root: Path) -> None:
     )  # fmt: skip
     generation = {"bos_token_id": 507, "eos_token_id": [508, 509], "do_sample": True, "temperature": 0.6, "top_p": 0.9}
     tok, tok_config = tiny_tokenizer.llama3()
-    write_folder(root / "tiny-llama3", config, generation, tok, tok_config, [random_weights(config, 3)])
-    golden_for_folder(root / "tiny-llama3", 3)
+    write_folder(root / "tiny-llama3", config, generation, tok, tok_config, [random_weights(config, 25)])
+    golden_for_folder(root / "tiny-llama3", 25)
 
 
 def tied(root: Path) -> None:
@@ -162,8 +163,8 @@ def tied(root: Path) -> None:
     )  # fmt: skip
     tok, tok_config = tiny_tokenizer.chatml()
     generation = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    write_folder(root / "tiny-tied", config, generation, tok, tok_config, [random_weights(config, 4)])
-    golden_for_folder(root / "tiny-tied", 4)
+    write_folder(root / "tiny-tied", config, generation, tok, tok_config, [random_weights(config, 30)])
+    golden_for_folder(root / "tiny-tied", 30)
 
 
 def sharded_bf16(root: Path) -> None:
@@ -172,7 +173,7 @@ def sharded_bf16(root: Path) -> None:
         bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6, rope_theta=10000.0, rope_scaling=None,
         tie_word_embeddings=False, torch_dtype="bfloat16",
     )  # fmt: skip
-    weights = {k: t.to(torch.bfloat16) for k, t in random_weights(config, 5).items()}
+    weights = {k: t.to(torch.bfloat16) for k, t in random_weights(config, 12).items()}
     # Old checkpoints carry this; it is not a weight and is left alone.
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = 1 / 10000 ** (torch.arange(0, 16, 2) / 16)
     keys = list(weights)
@@ -181,7 +182,7 @@ def sharded_bf16(root: Path) -> None:
     tok, tok_config = tiny_tokenizer.llama2()
     generation = {"bos_token_id": 1, "eos_token_id": 2}
     write_folder(root / "tiny-sharded-bf16", config, generation, tok, tok_config, shards)
-    golden_for_folder(root / "tiny-sharded-bf16", 5)
+    golden_for_folder(root / "tiny-sharded-bf16", 12)
 
 
 # GGUF -----------------------------------------------------------------------------------------------------------------
@@ -271,12 +272,12 @@ def quantised(root: Path) -> None:
     )  # fmt: skip
     tok, tok_config = tiny_tokenizer.llama3()
     path = root / "tiny-q.gguf"
-    write_gguf(path, config, random_weights(config, 6), tok, tok_config)
+    write_gguf(path, config, random_weights(config, 54), tok, tok_config)
     model = reference.model_from_gguf(gguf.GGUFReader(path), LLAMA3_SCALING)
     text = reference.render(tok_config["chat_template"], PROMPT, bos_token=tok.id_to_token(507))
     ids = tok.encode(text, add_special_tokens=False).ids
     recipe = {
-        "recipe": "make.py tiny: numpy default_rng(6), quantised by gguf-py, dequantised to float32, llama3 scaling",
+        "recipe": "make.py tiny: numpy default_rng(54), quantised by gguf-py, dequantised to float32, llama3 scaling",
         "weights_sha256": {path.name: reference.sha256(path)},
         "messages": PROMPT,
         "rendered": text,
