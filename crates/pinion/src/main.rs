@@ -1,3 +1,85 @@
 //! The program. Words in, exit code out; each word's work is in the file of its name.
 
-fn main() {}
+mod bench;
+mod deployment;
+mod doctor;
+mod failure;
+mod fetch;
+mod inputs;
+mod launch;
+mod list;
+mod paths;
+mod run;
+mod serve;
+mod token;
+mod weights;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::Failure;
+
+/// Runs open models on your own machine, behind the HTTP APIs that programs already use.
+///
+/// Exit codes: 0 done, 1 it failed, 2 the words or the input were wrong, 130 interrupted.
+#[derive(Parser)]
+#[command(name = "pinion", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    word: Word,
+}
+
+#[derive(Subcommand)]
+enum Word {
+    /// Answer the Replicate HTTP API; GET /readyz says 200 once it serves.
+    Serve(serve::Words),
+    /// Run one prediction here: text streams to stdout, everything else goes to stderr.
+    Run(run::Words),
+    /// What this deployment serves, under which names and versions.
+    Models(list::Words),
+    /// Fetch, check and pin weights.
+    #[command(subcommand)]
+    Weights(weights::Word),
+    /// API tokens: who may call a server that listens beyond this machine.
+    #[command(subcommand)]
+    Token(token::Word),
+    /// What this machine has, what would be chosen, and what is missing.
+    Doctor(doctor::Words),
+    /// Measure a model on this machine: prefill, decode, time to first token, memory.
+    Bench(bench::Words),
+}
+
+fn main() -> ExitCode {
+    let word = Cli::parse().word;
+    log_to_stderr(if matches!(word, Word::Serve(_)) { "info" } else { "warn" });
+    let outcome = match word {
+        Word::Serve(words) => serve::main(words),
+        Word::Run(words) => run::main(words),
+        Word::Models(words) => list::main(words),
+        Word::Weights(word) => weights::main(word),
+        Word::Token(word) => token::main(word),
+        Word::Doctor(words) => doctor::main(words),
+        Word::Bench(words) => bench::main(words),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("pinion: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+/// `RUST_LOG` decides what is logged; `LOG_FORMAT=json` how.
+fn log_to_stderr(default: &str) {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json") {
+        log.json().init();
+    } else {
+        log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+    }
+}

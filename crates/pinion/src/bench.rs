@@ -1,0 +1,73 @@
+//! `pinion bench`: a model's speed on this machine, without HTTP, text and store.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::deployment::Deployment;
+use crate::failure::Failure;
+use crate::fetch;
+
+#[derive(Args)]
+pub struct Words {
+    /// A served name, e.g. smollm2
+    model: String,
+    #[arg(long, default_value_t = 512)]
+    prompt_tokens: usize,
+    #[arg(long, default_value_t = 128)]
+    decode_tokens: usize,
+    /// Predictions at once
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// CPU threads; left out: all cores
+    #[arg(long)]
+    threads: Option<u32>,
+    /// Weights of your own in place of the pinned ones
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    weights: Option<PathBuf>,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+    /// What is served, in place of the built-in cog.yaml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub fn main(words: Words) -> Result<(), Failure> {
+    let deployment = Deployment::load(words.config.as_deref())?;
+    let offer = deployment.find(&words.model)?;
+    if words.weights.is_none() {
+        fetch::ensure(offer, &runner::weights::Options::from_env())?;
+    }
+    let mut spec = offer.spec(words.weights);
+    spec.threads = words.threads.or(spec.threads);
+    let shape = models::BenchShape {
+        prompt_tokens: words.prompt_tokens,
+        decode_tokens: words.decode_tokens,
+        batch: words.batch,
+    };
+    let result = (offer.model.bench)(&spec, &shape, &mut |line| eprintln!("pinion: {line}"))?;
+    let cpu = runner::device::cpu();
+    if !words.json {
+        println!("{} on {} ({} threads)", offer.served.name, cpu.model, result.threads);
+        println!("prefill  {:.1} tokens/s ({} tokens)", result.prefill_tokens_per_s, shape.prompt_tokens);
+        println!("decode   {:.1} tokens/s (batch {})", result.decode_tokens_per_s, shape.batch);
+        println!("load {:.3} s, time to first token {:.3} s", result.load_s, result.time_to_first_token_s);
+        return Ok(());
+    }
+    let mut body = serde_json::to_value(&result).map_err(Failure::failed)?;
+    let here = json!({"device": cpu.model, "cpu_features": cpu.features, "peak_rss_bytes": peak_rss_bytes()});
+    if let (Some(body), Some(here)) = (body.as_object_mut(), here.as_object()) {
+        body.extend(here.clone());
+    }
+    println!("{body}");
+    Ok(())
+}
+
+/// The most memory this process has held, in bytes, where the system tells.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}

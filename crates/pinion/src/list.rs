@@ -1,0 +1,33 @@
+//! `pinion models`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::deployment::Deployment;
+use crate::failure::Failure;
+
+#[derive(Args)]
+pub struct Words {
+    /// What is served, in place of the built-in cog.yaml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub fn main(words: Words) -> Result<(), Failure> {
+    let deployment = Deployment::load(words.config.as_deref())?;
+    for offer in &deployment.offers {
+        let served = &offer.served;
+        println!("{}  ({}, version {})", served.name, served.model, offer.version()?);
+        for name in &served.names {
+            println!("  as {name}");
+        }
+        for (id, name) in &served.versions {
+            println!("  as {name}:{id}");
+        }
+        if !served.description.is_empty() {
+            println!("  {}", served.description);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,159 @@
+//! One prediction on this machine, without a server: the same worker, the same events, the same fold.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use dispatch::{Launch, Link};
+use prediction::frame::{FromWorker, Hello, ToWorker};
+use prediction::{Event, Id, Job, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp};
+use runner::weights::Options;
+use serde_json::Value;
+
+use crate::deployment::{Deployment, Offer};
+use crate::failure::Failure;
+use crate::{fetch, inputs, launch};
+
+#[derive(Args)]
+pub struct Words {
+    /// A served name: smollm2, or any owner/name of cog.yaml
+    model: String,
+    /// One input; key=@FILE sends a file. May be repeated
+    #[arg(short = 'i', long = "input", value_name = "KEY=VALUE")]
+    inputs: Vec<String>,
+    /// Where the output goes as well: a file
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// Weights of your own in place of the pinned ones: a GGUF file or a folder of safetensors
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    weights: Option<PathBuf>,
+    /// Print the final prediction as JSON instead of the text
+    #[arg(long)]
+    json: bool,
+    /// What is served, in place of the built-in cog.yaml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub fn main(words: Words) -> Result<(), Failure> {
+    let deployment = Deployment::load(words.config.as_deref())?;
+    let offer = deployment.find(&words.model)?;
+    let input = inputs::read(&words.inputs, &offer.schema)?;
+    if words.weights.is_none() {
+        fetch::ensure(offer, &Options::from_env())?;
+    }
+    let request = request(offer, &words, input)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
+    let prediction = runtime.block_on(predict(offer, &words, request))?;
+    show(&words, prediction)
+}
+
+fn request(offer: &Offer, words: &Words, input: Map) -> Result<Request, Failure> {
+    Ok(Request {
+        id: Id::random(),
+        model: offer.served.names[0].clone(),
+        version: match words.weights {
+            // Weights that nobody pinned have no version.
+            Some(_) => "hidden".to_owned(),
+            None => offer.version()?,
+        },
+        target: offer.served.name.clone(),
+        input,
+        seed: prediction::random_seed(),
+        created_at: Timestamp::now(),
+        deadline: None,
+        webhook: None,
+        webhook_events_filter: None,
+        origin: String::new(),
+        stream_key: String::new(),
+        streams: false,
+    })
+}
+
+/// Loads, admits, and folds events until the last one. Text goes out as it comes.
+async fn predict(offer: &Offer, words: &Words, request: Request) -> Result<Prediction, Failure> {
+    let Link { to, mut from } = launch::Thread.launch().map_err(Failure::failed)?;
+    let say = |frame| to(frame).map_err(|gone| Failure::Failed(gone.to_string()));
+    let target = request.target.clone();
+    say(ToWorker::Hello(Hello { build: env!("CARGO_PKG_VERSION").into(), device: String::new() }))?;
+    say(ToWorker::Load(offer.spec(words.weights.clone())))?;
+    let mut prediction = Prediction::new(request);
+    loop {
+        let frame = tokio::select! {
+            frame = from.recv() => frame,
+            _ = tokio::signal::ctrl_c() => return Err(Failure::Interrupted),
+        };
+        match frame {
+            Some(FromWorker::Loading { line, .. }) => eprintln!("pinion: {line}"),
+            Some(FromWorker::Loaded { .. }) => {
+                let Request { id, input, seed, .. } = prediction.request.clone();
+                say(ToWorker::Admit { target: target.clone(), attempt: 1, job: Job { id, input, seed } })?;
+            }
+            Some(FromWorker::LoadFailed { error, .. }) => return Err(Failure::Failed(error.to_string())),
+            Some(FromWorker::Events(events)) => {
+                for emitted in events {
+                    let seq = prediction.last_seq + 1;
+                    let numbered = Numbered { seq, at: Timestamp::now(), event: emitted.event };
+                    let _ = prediction.apply(&numbered);
+                    tell(&numbered.event, words.json)?;
+                }
+            }
+            Some(FromWorker::Bye) | None => return Err(Failure::failed("the worker stopped")),
+            Some(FromWorker::Hello(_) | FromWorker::Heartbeat | FromWorker::Unloaded { .. }) => {}
+        }
+        if prediction.status.is_terminal() {
+            return Ok(prediction);
+        }
+    }
+}
+
+/// Text to stdout as it is made, logs to stderr.
+fn tell(event: &Event, json: bool) -> Result<(), Failure> {
+    match event {
+        Event::Output(Output::Item(Value::String(text))) if !json => {
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::failed)
+        }
+        Event::Output(Output::Whole(Value::String(text))) if !json => {
+            println!("{text}");
+            Ok(())
+        }
+        Event::Log(text) => {
+            eprint!("{text}");
+            Ok(())
+        }
+        Event::Ended(Outcome::Succeeded) if !json => {
+            println!();
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is left to say once it has ended.
+fn show(words: &Words, prediction: Prediction) -> Result<(), Failure> {
+    if words.json {
+        let body = serde_json::to_string_pretty(&api::render(&prediction)).map_err(Failure::failed)?;
+        println!("{body}");
+    }
+    if let Some(path) = &words.output {
+        std::fs::write(path, joined(prediction.output.as_ref()))
+            .map_err(|error| Failure::Failed(format!("-o {}: {error}", path.display())))?;
+    }
+    match prediction.error {
+        None => Ok(()),
+        Some(error) => Err(Failure::Failed(error)),
+    }
+}
+
+/// Pieces of text as one text; any other output as JSON.
+fn joined(output: Option<&Value>) -> String {
+    match output {
+        None => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
+            items.iter().filter_map(Value::as_str).collect()
+        }
+        Some(other) => other.to_string(),
+    }
+}

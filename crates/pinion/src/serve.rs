@@ -1,0 +1,153 @@
+//! `pinion serve`: wires store, dispatch, worker, webhooks and API together, listens, and stops without losing anything.
+
+use std::fs::{File, TryLockError};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use dispatch::{Dispatch, Settings};
+use egress::{Egress, Rules};
+use prediction::Timestamp;
+use store::feed::Feed;
+use store::{SqliteStore, Store};
+use tracing::{info, warn};
+use webhook::Webhooks;
+
+use crate::deployment::{Deployment, Offer};
+use crate::failure::Failure;
+use crate::{launch, paths};
+
+#[derive(Args)]
+pub struct Words {
+    /// Address and port; any but a loopback address needs a token
+    #[arg(long, default_value = "127.0.0.1:5000", value_name = "ADDRESS:PORT")]
+    listen: SocketAddr,
+    /// Where predictions are kept
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// What is served, in place of the built-in cog.yaml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub fn main(words: Words) -> Result<(), Failure> {
+    let deployment = Deployment::load(words.config.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
+    runtime.block_on(serve(words, deployment))
+}
+
+async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
+    for note in &deployment.config.notes {
+        warn!("{note}");
+    }
+    let folder = paths::data(words.data);
+    std::fs::create_dir_all(&folder).map_err(|error| Failure::Failed(format!("{}: {error}", folder.display())))?;
+    let _alone = alone(&folder)?;
+    let store = SqliteStore::open(&folder.join(paths::DATABASE)).await.map_err(Failure::failed)?;
+    let store: Arc<dyn Store> = Arc::new(store);
+    let auth = auth(&*store, words.listen).await?;
+
+    let rules = Rules {
+        allow_loopback: words.listen.ip().is_loopback(),
+        allow_private: deployment.config.egress.allow_private,
+    };
+    let egress = Egress::new(rules).map_err(Failure::failed)?;
+    let feed = Feed::new(store.clone());
+    // Before dispatch: what it recovers is watched too.
+    let render = |prediction: &prediction::Prediction| api::body(prediction);
+    let webhooks = Webhooks::start(store.clone(), feed.clone(), egress, Arc::new(render));
+    let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(launch::Thread), settings(&deployment))
+        .await
+        .map_err(Failure::failed)?;
+    let served = deployment.offers.iter().map(served).collect::<Result<Vec<_>, _>>()?;
+    let config = &deployment.config;
+    let router = api::router(api::Api {
+        store,
+        feed,
+        dispatch: dispatch.clone(),
+        served,
+        account: config.account.clone(),
+        auth,
+        webhook_rules: rules,
+        body_bytes: config.limits.body_bytes,
+    });
+
+    let listener = tokio::net::TcpListener::bind(words.listen)
+        .await
+        .map_err(|error| Failure::Failed(format!("--listen {}: {error}", words.listen)))?;
+    let address = listener.local_addr().map_err(Failure::failed)?;
+    info!("listening on http://{address} (data in {})", folder.display());
+    let stop = async {
+        stop_signal().await;
+        info!("stopping: what runs may finish");
+        dispatch.drain().await;
+    };
+    axum::serve(listener, router).with_graceful_shutdown(stop).await.map_err(Failure::failed)?;
+    drop(webhooks);
+    Ok(())
+}
+
+/// One server per data folder: a second one would take the first one's predictions for those of a crash. The lock goes
+/// with the process, however it ends.
+fn alone(folder: &Path) -> Result<File, Failure> {
+    let path = folder.join("serve.lock");
+    let lock = File::create(&path).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            Err(Failure::Failed(format!("another `pinion serve` works on --data {}", folder.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(Failure::Failed(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Loopback without a token is open; every other address refuses to start without one.
+async fn auth(store: &dyn Store, listen: SocketAddr) -> Result<api::Auth, Failure> {
+    let tokens = store.token_list().await.map_err(Failure::failed)?;
+    match tokens.iter().any(|token| !token.revoked) {
+        true => Ok(api::Auth::Required),
+        false if listen.ip().is_loopback() => Ok(api::Auth::OpenUntilToken),
+        false => Err(Failure::BadInput(format!(
+            "--listen {listen} is not a loopback address: anybody who reaches it could use this machine; \
+             make a token first with `pinion token create NAME`"
+        ))),
+    }
+}
+
+/// The data folder's name for its leases: a restart on the same folder knows its own.
+const OWNER: &str = "serve";
+
+fn settings(deployment: &Deployment) -> Settings {
+    let config = &deployment.config;
+    Settings {
+        waiting_limit: config.limits.waiting_predictions,
+        run_seconds: config.limits.run_seconds,
+        retention_seconds: config.retention_seconds,
+        preload: deployment.offers.iter().take(1).map(|offer| offer.served.name.clone()).collect(),
+        ..Settings::new(OWNER, deployment.offers.iter().map(|offer| offer.spec(None)).collect())
+    }
+}
+
+fn served(offer: &Offer) -> Result<api::Served, Failure> {
+    let imported = offer.locked.as_ref().and_then(|locked| locked.entry.imported_at.as_deref());
+    Ok(api::Served {
+        target: offer.served.name.clone(),
+        names: offer.served.names.clone(),
+        description: offer.served.description.clone(),
+        version: offer.version()?,
+        aliases: offer.served.versions.clone(),
+        schema: offer.schema.clone(),
+        created_at: imported.and_then(Timestamp::parse).unwrap_or_else(Timestamp::now),
+    })
+}
+
+/// Ctrl-C, or the SIGTERM of whoever supervises us.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("the signal handler can be installed");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

@@ -1,0 +1,113 @@
+//! `pinion weights`: fetch, check, pin.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use runner::weights::{FileState, Lock, Options};
+
+use crate::deployment::{Deployment, Offer};
+use crate::failure::Failure;
+use crate::fetch::{self, Bar};
+
+#[derive(Subcommand)]
+pub enum Word {
+    /// Fetch what is not here yet, from the first mirror that answers, checking every byte
+    Pull {
+        #[command(flatten)]
+        which: Which,
+        /// Print where the weights lie: the file, or the folder of several
+        #[arg(long)]
+        print_path: bool,
+        /// Use only what is on this machine
+        #[arg(long)]
+        offline: bool,
+    },
+    /// Read every byte again and compare with the lock
+    Verify {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Print a weights.lock for a file or folder of your own
+    Lock {
+        /// The name of the entry
+        name: String,
+        path: PathBuf,
+    },
+}
+
+#[derive(Args)]
+pub struct Which {
+    /// A served name, e.g. smollm2; left out: everything that is served
+    model: Option<String>,
+    /// What is served, in place of the built-in cog.yaml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub fn main(word: Word) -> Result<(), Failure> {
+    match word {
+        Word::Pull { which, print_path, offline } => pull(which, print_path, offline),
+        Word::Verify { which } => verify(which),
+        Word::Lock { name, path } => {
+            let bar = Bar::new();
+            let uri = format!("file://{}", path.display());
+            let entry = runner::weights::lock_entry(&name, &path, &uri, &mut |progress| bar.draw(progress))?;
+            drop(bar);
+            println!("{}", Lock::new(vec![entry]).to_json());
+            Ok(())
+        }
+    }
+}
+
+fn pull(which: Which, print_path: bool, offline: bool) -> Result<(), Failure> {
+    let deployment = Deployment::load(which.config.as_deref())?;
+    let from_env = Options::from_env();
+    let options = Options { offline: offline || from_env.offline, ..from_env };
+    for offer in chosen(&deployment, which.model.as_deref())? {
+        let (Some(folder), Some(locked)) = (fetch::ensure(offer, &options)?, &offer.locked) else { continue };
+        let path = match locked.entry.files.as_slice() {
+            [only] => folder.join(&only.path),
+            _ => folder,
+        };
+        if print_path {
+            println!("{}", path.display());
+        } else {
+            eprintln!("pinion: {} is here and verified: {}", offer.served.name, path.display());
+        }
+    }
+    Ok(())
+}
+
+fn verify(which: Which) -> Result<(), Failure> {
+    let deployment = Deployment::load(which.config.as_deref())?;
+    let mut wrong = Vec::new();
+    for offer in chosen(&deployment, which.model.as_deref())? {
+        let Some(locked) = &offer.locked else { continue };
+        let bar = Bar::new();
+        let states = runner::weights::verify(&locked.entry, &Options::from_env(), &mut |progress| bar.draw(progress));
+        drop(bar);
+        for (file, state) in states {
+            let why = match state {
+                FileState::Good => {
+                    eprintln!("{}: {file}: as locked", offer.served.name);
+                    continue;
+                }
+                FileState::Missing => "not here; `pinion weights pull` fetches it".to_owned(),
+                FileState::Altered { expected, got } => format!("altered: expected {expected}, got {got}"),
+                FileState::Unreadable(why) => why,
+            };
+            wrong.push(format!("{}: {file}: {why}", offer.served.name));
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Failure::Failed(wrong.join("\n"))) }
+}
+
+fn chosen<'a>(
+    deployment: &'a Deployment,
+    model: Option<&str>,
+) -> Result<Vec<&'a Offer>, Failure> {
+    match model {
+        Some(name) => Ok(vec![deployment.find(name)?]),
+        None => Ok(deployment.offers.iter().collect()),
+    }
+}
