@@ -4,6 +4,7 @@ A golden is a safetensors file with three tensors and its recipe in the metadata
   prompt_ids  i64 [n]      the prompt, special tokens included
   last_logits f32 [vocab]  logits at the last prompt position
   greedy_ids  i64 [m]      the greedy continuation, ending with the end token if one came
+`tolerance` in the metadata is for last_logits, as max|a-b| / max|b|; `greedy_margins` says how clear each choice was.
 Knows nothing of Pinion.
 """
 
