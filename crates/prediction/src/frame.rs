@@ -16,7 +16,7 @@ pub struct Hello {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "frame", rename_all = "snake_case")]
+#[serde(tag = "frame", content = "with", rename_all = "snake_case")]
 pub enum ToWorker {
     Hello(Hello),
     Load(LoadSpec),
@@ -32,7 +32,7 @@ pub enum ToWorker {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "frame", rename_all = "snake_case")]
+#[serde(tag = "frame", content = "with", rename_all = "snake_case")]
 pub enum FromWorker {
     Hello(Hello),
     /// A line of load progress.

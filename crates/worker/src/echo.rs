@@ -110,7 +110,10 @@ impl Loaded for Room {
         self.inside.retain_mut(|guest| {
             match &guest.end {
                 End::Panic(why) => panic!("{why}"),
-                End::Crash(why) => broken = Some(why.clone()),
+                End::Crash(why) => {
+                    broken = Some(why.clone());
+                    return true;
+                }
                 End::Well | End::Fail(_) => {}
             }
             if let Some(line) = guest.log.take() {
