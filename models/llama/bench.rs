@@ -1,0 +1,117 @@
+//! How fast these weights run here: the net alone, on prompts drawn from a fixed seed, greedily, never ending early.
+//! Refuses to know prediction and text: what those cost is for the benches above.
+
+use std::time::Instant;
+
+use prediction::{LoadSpec, PredictError};
+use serde::Serialize;
+
+use super::net::Rows;
+use super::pipeline::{Pipeline, device_error};
+use super::sampler::greatest;
+
+/// Prompt tokens in one forward.
+const CHUNK_TOKENS: usize = 512;
+
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchResult {
+    /// Files to the first possible step, tokenizer included.
+    pub load_s: f64,
+    /// From the ids of one prompt to its first token.
+    pub time_to_first_token_s: f64,
+    /// All prompts together.
+    pub prefill_tokens_per_s: f64,
+    /// All predictions together.
+    pub decode_tokens_per_s: f64,
+    pub prompt_tokens: usize,
+    pub decode_tokens: usize,
+    pub batch: usize,
+    pub threads: usize,
+    pub weights_bytes: u64,
+}
+
+/// Reads `batch` prompts of `prompt_tokens`, then says `decode_tokens` behind each of them, all together.
+pub fn run(
+    spec: &LoadSpec,
+    prompt_tokens: usize,
+    decode_tokens: usize,
+    batch: usize,
+    report: &mut dyn FnMut(&str),
+) -> Result<BenchResult, PredictError> {
+    if prompt_tokens == 0 || batch == 0 {
+        return Err(PredictError::FixInput("prompt tokens and batch are at least 1".into()));
+    }
+    let positions = prompt_tokens + decode_tokens;
+    let spec =
+        LoadSpec { concurrency: Some(batch as u32), context_tokens: Some(positions.max(2) as u32), ..spec.clone() };
+    let began = Instant::now();
+    let mut pipeline = Pipeline::load(&spec, report)?;
+    let load_s = began.elapsed().as_secs_f64();
+
+    let began = Instant::now();
+    let mut first_token_s = 0.0;
+    let mut said = Vec::with_capacity(batch);
+    for slot in 0..batch {
+        let prompt = prompt(slot as u64, prompt_tokens, pipeline.net.vocabulary() as u64);
+        let mut last = 0;
+        for (index, part) in prompt.chunks(CHUNK_TOKENS).enumerate() {
+            let mut rows = Rows::default();
+            rows.push(slot, index * CHUNK_TOKENS, part);
+            if (index + 1) * CHUNK_TOKENS >= prompt_tokens {
+                rows.want_last();
+            }
+            if let Some(&token) = step(&mut pipeline, &rows)?.first() {
+                last = token;
+            }
+        }
+        said.push(last);
+        if slot == 0 {
+            first_token_s = began.elapsed().as_secs_f64();
+        }
+    }
+    let prefill_s = began.elapsed().as_secs_f64();
+
+    let began = Instant::now();
+    for position in prompt_tokens..positions {
+        let mut rows = Rows::default();
+        for (slot, token) in said.iter().enumerate() {
+            rows.push(slot, position, &[*token]);
+            rows.want_last();
+        }
+        said = step(&mut pipeline, &rows)?;
+    }
+    let decode_s = began.elapsed().as_secs_f64();
+    Ok(BenchResult {
+        load_s,
+        time_to_first_token_s: first_token_s,
+        prefill_tokens_per_s: (batch * prompt_tokens) as f64 / prefill_s,
+        decode_tokens_per_s: (batch * decode_tokens) as f64 / decode_s.max(f64::MIN_POSITIVE),
+        prompt_tokens,
+        decode_tokens,
+        batch,
+        threads: pipeline.net.pool.threads(),
+        weights_bytes: pipeline.net.bytes(),
+    })
+}
+
+/// The likeliest token of every wanted row.
+fn step(pipeline: &mut Pipeline, rows: &Rows) -> Result<Vec<u32>, PredictError> {
+    let Some(logits) = pipeline.net.forward(rows, &mut pipeline.cache).map_err(device_error)? else {
+        return Ok(Vec::new());
+    };
+    let logits = logits.flatten_all().and_then(|all| all.to_vec1::<f32>()).map_err(device_error)?;
+    let rows = logits.chunks_exact(pipeline.net.vocabulary());
+    rows.map(|row| greatest(row).map(|(token, _)| token))
+        .collect::<Result<_, _>>()
+        .map_err(|_| PredictError::Operator("the logits are no numbers".into()))
+}
+
+/// Token ids that look like nothing in particular: a linear congruence over the slot's number.
+fn prompt(slot: u64, tokens: usize, vocabulary: u64) -> Vec<u32> {
+    let mut state = slot.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocabulary) as u32
+    };
+    (0..tokens).map(|_| next()).collect()
+}

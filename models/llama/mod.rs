@@ -1,0 +1,30 @@
+//! Llama: any model of that architecture (Llama 2 to 3.3, SmolLM2, TinyLlama), from GGUF or safetensors.
+//!
+//! A prediction's way: `input` (what was asked) → `template` and `tokenizer` (what the model reads) → `pipeline` (who
+//! shares a step) → `net` (the forward) → `sampler` (a token) → `text` (what may be shown).
+
+pub mod bench;
+mod config;
+pub mod golden;
+mod input;
+mod net;
+mod pipeline;
+mod running;
+mod sampler;
+mod template;
+mod text;
+mod tokenizer;
+mod tokenizer_gguf;
+mod weights;
+
+use std::sync::Arc;
+
+pub use pipeline::{DEFAULT_CONCURRENCY, DEFAULT_CONTEXT_TOKENS};
+
+pub const ENTRY: crate::Entry = crate::Entry {
+    name: "llama",
+    schema: || schema::ModelSchema { input: input::Input::fields(), output: schema::Output::TextIterator },
+    model: || Arc::new(pipeline::Llama),
+    lock: include_str!("weights.lock"),
+    manifest: include_str!("cog.yaml"),
+};

@@ -1,0 +1,237 @@
+//! A loaded Llama: many predictions, one forward per step. Each step reads one token of everybody who speaks and, in what
+//! room is left, the next part of the prompts that are still being read, oldest first: a long prompt delays the others
+//! by one part at a time. Who shares a step with whom changes nothing in what anybody says.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kernels::Pool;
+use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, PredictError, Weights};
+use runner::weights::{self, Lock, Progress};
+
+use super::input::Asked;
+use super::net::{Cache, Net, Rows};
+use super::running::Running;
+use super::template::{self, Chat};
+use super::tokenizer::Tokenizer;
+use super::weights::Opened;
+
+/// Where the deployment names none.
+pub const DEFAULT_CONCURRENCY: usize = 8;
+/// Where the deployment names none, the model's own context up to this many positions.
+pub const DEFAULT_CONTEXT_TOKENS: usize = 8192;
+/// More than anybody's model knows; keeps the cache's size inside 64 bits.
+const MAX_CONTEXT_TOKENS: usize = 1 << 24;
+const MAX_CONCURRENCY: usize = 4096;
+/// Prompt tokens in one step while nobody speaks: enough to fill the cores, few enough to hear a cancel.
+const PREFILL_TOKENS: usize = 256;
+/// Prompt tokens in one step while somebody speaks.
+const PREFILL_TOKENS_BESIDE_SPEAKERS: usize = 32;
+
+/// The folder's entry into `ALL`: loads any Llama.
+pub struct Llama;
+
+impl Model for Llama {
+    fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
+        Ok(Box::new(Pipeline::load(spec, report)?))
+    }
+}
+
+pub struct Pipeline {
+    pub net: Net,
+    pub cache: Cache,
+    tokenizer: Tokenizer,
+    /// None: the prompt is all the model reads (a base model).
+    chat: Option<Chat>,
+    ends: Vec<u32>,
+    defaults: Map,
+    /// In the order of their admission.
+    running: Vec<Running>,
+}
+
+impl Pipeline {
+    pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
+        let path = locate(&spec.weights, report)?;
+        let began = Instant::now();
+        let opened = Opened::open(&path)?;
+        let device = runner::device::pick(&spec.device)?;
+        let threads = spec.threads.map_or_else(|| runner::device::cpu().cores, |threads| threads as usize);
+        let pool = Arc::new(Pool::new(threads));
+        let precision = spec.precision.as_deref();
+        let dtype = opened.cache_dtype(precision)?;
+        // The vocabulary is built while the weights are repacked.
+        let (net, words) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| opened.tokenizer());
+            let net = opened.net(&device, &pool, precision);
+            (net, tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (net, (tokenizer, words)) = (net?, words?);
+        let chat = words.chat_template.map(|source| Chat::new(source, words.bos, words.eos));
+        let chat = chat.transpose().map_err(PredictError::Operator)?;
+        let context = context(spec, net.config.context)?;
+        let slots = spec.concurrency.map_or(DEFAULT_CONCURRENCY, |n| n as usize);
+        if slots == 0 || slots > MAX_CONCURRENCY {
+            return Err(PredictError::Operator(format!("concurrency is {slots}; 1 to {MAX_CONCURRENCY}")));
+        }
+        let cache = Cache::new(&net, slots, context, dtype).map_err(device_error)?;
+        let mut ends: Vec<u32> = net.config.ends.iter().copied().chain(tokenizer.usual_ends()).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        report(&format!(
+            "{} MB of weights ready in {:.2} s; {slots} predictions of up to {context} tokens, {threads} threads",
+            net.bytes() / 1_000_000,
+            began.elapsed().as_secs_f64(),
+        ));
+        Ok(Self { net, cache, tokenizer, chat, ends, defaults: spec.defaults.clone(), running: Vec::new() })
+    }
+
+    /// What the model reads for this input.
+    pub fn prompt(&self, asked: &Asked) -> Result<Vec<u32>, PredictError> {
+        let system = asked.system.as_deref();
+        let (text, chat) = match (&asked.template, &self.chat) {
+            (Some(template), _) => (template::fill(template, system, &asked.prompt)?, false),
+            (None, Some(chat)) => (chat.render(system, &asked.prompt)?, true),
+            (None, None) => {
+                (system.iter().map(|text| format!("{text}\n\n")).collect::<String>() + &asked.prompt, false)
+            }
+        };
+        let limit = self.cache.context - 1;
+        let too_long = |count: &str| {
+            PredictError::FixInput(format!(
+                "Prompt is too long: {count} tokens; at most {limit} fit the context (E1002)"
+            ))
+        };
+        let least = self.tokenizer.least_tokens(&text);
+        if least > limit {
+            return Err(too_long(&format!("more than {}", least - 1)));
+        }
+        // A chat template writes the first token itself.
+        let ids = if chat { self.tokenizer.encode(&text) } else { self.tokenizer.encode_with_bos(&text) }?;
+        if ids.len() > limit {
+            return Err(too_long(&ids.len().to_string()));
+        }
+        if ids.is_empty() {
+            return Err(PredictError::FixInput("A prompt is required: it has no tokens (E1001)".into()));
+        }
+        let vocabulary = self.net.vocabulary();
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => Err(PredictError::Operator(format!(
+                "The tokenizer knows token {id}, but the weights have {vocabulary}: they do not belong together"
+            ))),
+            None => Ok(ids),
+        }
+    }
+
+    fn free_slot(&self) -> Option<usize> {
+        (0..self.cache.slots).find(|&slot| self.running.iter().all(|running| running.slot != slot))
+    }
+
+    /// The rows of the next step, and which row of the logits belongs to whom.
+    fn plan(&mut self) -> (Rows, Vec<Option<usize>>) {
+        let speakers = self.running.iter().filter(|running| running.unread() == 0).count();
+        let mut budget = if speakers > 0 { PREFILL_TOKENS_BESIDE_SPEAKERS } else { PREFILL_TOKENS };
+        let mut rows = Rows::default();
+        let mut logits = Vec::with_capacity(self.running.len());
+        for running in &mut self.running {
+            let reads = running.unread() > 0;
+            if reads && budget == 0 {
+                logits.push(None);
+                continue;
+            }
+            let slot = running.slot;
+            let next = running.next(budget);
+            budget -= if reads { next.tokens.len() } else { 0 };
+            rows.push(slot, next.position, next.tokens);
+            logits.push(next.speaks.then(|| rows.want_last()));
+        }
+        (rows, logits)
+    }
+}
+
+impl Loaded for Pipeline {
+    fn admit(&mut self, job: Job) -> Result<(), PredictError> {
+        let asked = Asked::read(job.input, &self.defaults, job.seed)?;
+        let prompt = self.prompt(&asked)?;
+        let slot = self
+            .free_slot()
+            .ok_or_else(|| PredictError::RetryLater(format!("{} predictions are already running", self.cache.slots)))?;
+        let context = self.cache.context;
+        self.running.push(Running::new(job.id, slot, asked, prompt, &self.ends, &self.tokenizer, context));
+        Ok(())
+    }
+
+    fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError> {
+        if self.running.is_empty() {
+            return Ok(());
+        }
+        self.running.iter_mut().for_each(|running| running.start(emit));
+        let (rows, wanted) = self.plan();
+        let logits = self.net.forward(&rows, &mut self.cache).map_err(device_error)?;
+        let Some(logits) = logits else { return Ok(()) };
+        let mut logits = logits.flatten_all().and_then(|all| all.to_vec1::<f32>()).map_err(device_error)?;
+        let mut logits = logits.chunks_exact_mut(self.net.vocabulary());
+        let tokenizer = &self.tokenizer;
+        // Rows of logits come in the order of `running`.
+        let mut wanted = wanted.into_iter();
+        self.running.retain_mut(|running| match wanted.next().flatten() {
+            Some(_) => !logits.next().is_some_and(|row| running.speak(row, tokenizer, emit)),
+            None => true,
+        });
+        Ok(())
+    }
+
+    fn cancel(&mut self, id: &Id) {
+        self.running.retain(|running| running.id != *id);
+    }
+
+    fn active(&self) -> usize {
+        self.running.len()
+    }
+
+    fn capacity(&self) -> usize {
+        self.cache.slots
+    }
+
+    fn bytes(&self) -> u64 {
+        self.net.bytes() + self.cache.bytes()
+    }
+}
+
+/// Where the weights lie, fetched first if need be.
+fn locate(weights: &Weights, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
+    let (name, offline) = match weights {
+        Weights::Path(path) => return Ok(path.clone()),
+        Weights::Locked { name, offline } => (name, *offline),
+    };
+    let lock = Lock::parse(super::ENTRY.lock)?;
+    let mirrors = weights::mirrors(super::ENTRY.manifest, name)?;
+    let mut options = weights::Options::from_env();
+    options.offline |= offline;
+    let mut tenths = 0;
+    weights::ensure(lock.entry(name)?, &mirrors, &options, &mut |progress| match progress {
+        Progress::Waiting { file } => report(&format!("{file}: another process is fetching it")),
+        Progress::Trying { file, source } => report(&format!("{file}: asking {source}")),
+        Progress::Failed { file, source, why } => report(&format!("{file}: {source}: {why}")),
+        Progress::Bytes { file, source, done, total } => {
+            let now = done * 10 / total.max(1);
+            if now != tenths {
+                tenths = now;
+                report(&format!("{file}: {} of {} MB from {source}", done / 1_000_000, total / 1_000_000));
+            }
+        }
+    })
+}
+
+fn context(spec: &LoadSpec, own: usize) -> Result<usize, PredictError> {
+    let Some(asked) = spec.context_tokens else { return Ok(own.min(DEFAULT_CONTEXT_TOKENS)) };
+    let limit = own.min(MAX_CONTEXT_TOKENS);
+    match asked as usize {
+        asked if (2..=limit).contains(&asked) => Ok(asked),
+        asked => Err(PredictError::Operator(format!("context_tokens is {asked}; the model was made for 2 to {limit}"))),
+    }
+}
+
+pub(super) fn device_error(error: candle_core::Error) -> PredictError {
+    PredictError::Operator(format!("The device failed: {error}"))
+}

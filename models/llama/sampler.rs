@@ -1,0 +1,283 @@
+//! One row of logits to one token. The choice hangs on the logits, the settings, the seed and the place alone: never on
+//! who else is in the batch, nor on when the prediction was started.
+
+use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
+
+/// Below this the softmax is a step: the greatest logit is taken.
+const GREEDY_TEMPERATURE: f64 = 1e-5;
+/// First guess of how many tokens hold `top_p` of the mass.
+const NUCLEUS_TOKENS: usize = 64;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// 0 is off.
+    pub top_k: usize,
+    /// 1 is off.
+    pub top_p: f64,
+    /// End tokens cannot be chosen before so many tokens were.
+    pub min_tokens: usize,
+    /// Taken off a token that was generated before.
+    pub presence_penalty: f32,
+    /// Taken off for every time that it was generated before.
+    pub frequency_penalty: f32,
+    /// Divides a positive, multiplies a negative logit of a token in the prompt or the text so far; 1 is off.
+    pub repetition_penalty: f32,
+    pub seed: u64,
+}
+
+#[cfg(test)]
+impl Settings {
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_tokens: 0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+/// The logits held no finite greatest value: the weights or the arithmetic are broken.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotANumber;
+
+#[derive(Debug)]
+pub struct Sampler {
+    settings: Settings,
+    /// Only filled where the repetition penalty needs it.
+    prompt: HashSet<u32>,
+    generated: HashMap<u32, u32>,
+    count: usize,
+}
+
+impl Sampler {
+    pub fn new(settings: Settings, prompt: &[u32]) -> Self {
+        let repeats = settings.repetition_penalty != 1.0;
+        let prompt = if repeats { prompt.iter().copied().collect() } else { HashSet::new() };
+        Self { settings, prompt, generated: HashMap::new(), count: 0 }
+    }
+
+    /// Chooses the next token and remembers it. `logits` is scratch afterwards.
+    pub fn next(&mut self, logits: &mut [f32], ends: &[u32]) -> Result<u32, NotANumber> {
+        if self.count < self.settings.min_tokens {
+            for &end in ends {
+                if let Some(logit) = logits.get_mut(end as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        self.penalise(logits);
+        let token =
+            if self.settings.temperature < GREEDY_TEMPERATURE { greatest(logits)?.0 } else { self.draw(logits)? };
+        self.count += 1;
+        *self.generated.entry(token).or_default() += 1;
+        Ok(token)
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        let Settings { presence_penalty, frequency_penalty, repetition_penalty, .. } = self.settings;
+        if repetition_penalty != 1.0 {
+            let fresh = self.generated.keys().filter(|&id| !self.prompt.contains(id));
+            for &id in self.prompt.iter().chain(fresh) {
+                let Some(logit) = logits.get_mut(id as usize) else { continue };
+                *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+            }
+        }
+        if presence_penalty != 0.0 || frequency_penalty != 0.0 {
+            for (&id, &times) in &self.generated {
+                logits[id as usize] -= presence_penalty + frequency_penalty * times as f32;
+            }
+        }
+    }
+
+    /// Temperature, then `top_k`, then `top_p`, then one draw from what is left.
+    fn draw(&self, logits: &[f32]) -> Result<u32, NotANumber> {
+        let (_, max) = greatest(logits)?;
+        let temperature = self.settings.temperature as f32;
+        let mut kept: Vec<(f32, u32)> = logits
+            .iter()
+            .zip(0u32..)
+            .map(|(&logit, id)| (((logit - max) / temperature).exp(), id))
+            .filter(|&(weight, _)| weight > 0.0)
+            .collect();
+        let top_k = self.settings.top_k;
+        if top_k > 0 && top_k < kept.len() {
+            kept.select_nth_unstable_by(top_k - 1, heavier);
+            kept.truncate(top_k);
+            kept.sort_unstable_by(heavier);
+        }
+        if self.settings.top_p < 1.0 {
+            keep_nucleus(&mut kept, self.settings.top_p);
+        }
+        let mut left = uniform(self.settings.seed, self.count as u64) * mass(&kept);
+        for &(weight, id) in &kept {
+            left -= f64::from(weight);
+            if left < 0.0 {
+                return Ok(id);
+            }
+        }
+        // Rounding can leave a crumb: it belongs to the last one.
+        kept.last().map(|&(_, id)| id).ok_or(NotANumber)
+    }
+}
+
+/// Cuts to the fewest heaviest tokens that hold `top_p` of the mass; always at least one.
+fn keep_nucleus(kept: &mut Vec<(f32, u32)>, top_p: f64) {
+    let goal = top_p * mass(kept);
+    let mut size = NUCLEUS_TOKENS;
+    loop {
+        size = size.min(kept.len());
+        if size < kept.len() {
+            kept.select_nth_unstable_by(size, heavier);
+        }
+        kept[..size].sort_unstable_by(heavier);
+        let mut sum = 0.0;
+        let reached = kept[..size].iter().position(|&(weight, _)| {
+            sum += f64::from(weight);
+            sum >= goal
+        });
+        if let Some(last) = reached {
+            kept.truncate(last + 1);
+            return;
+        }
+        if size == kept.len() {
+            return;
+        }
+        size *= 4;
+    }
+}
+
+fn mass(kept: &[(f32, u32)]) -> f64 {
+    kept.iter().map(|&(weight, _)| f64::from(weight)).sum()
+}
+
+/// Heaviest first; equal weights in the order of ids, so that the order is total.
+fn heavier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// The first of the greatest logits and its value.
+pub fn greatest(logits: &[f32]) -> Result<(u32, f32), NotANumber> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (&logit, id) in logits.iter().zip(0u32..) {
+        if logit.is_nan() {
+            return Err(NotANumber);
+        }
+        if logit > best.1 {
+            best = (id, logit);
+        }
+    }
+    if best.1.is_finite() { Ok(best) } else { Err(NotANumber) }
+}
+
+/// A number in [0, 1) for one place of one seed: SplitMix64's finisher over both, so that no state is carried along.
+fn uniform(seed: u64, place: u64) -> f64 {
+    let mixed = mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)) ^ place.wrapping_mul(0xD1B5_4A32_D192_ED03));
+    (mixed >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, -1.0, 0.0];
+
+    fn next(settings: Settings, prompt: &[u32], ends: &[u32]) -> Vec<u32> {
+        let mut sampler = Sampler::new(settings, prompt);
+        (0..4).map(|_| sampler.next(&mut LOGITS.clone(), ends).unwrap()).collect()
+    }
+
+    /// How often each token comes over many seeds.
+    fn shares(settings: Settings) -> Vec<f64> {
+        const SEEDS: u64 = 20_000;
+        let mut counts = vec![0.0; LOGITS.len()];
+        for seed in 0..SEEDS {
+            let mut sampler = Sampler::new(Settings { seed, ..settings.clone() }, &[]);
+            counts[sampler.next(&mut LOGITS.clone(), &[]).unwrap() as usize] += 1.0 / SEEDS as f64;
+        }
+        counts
+    }
+
+    fn warm() -> Settings {
+        Settings { temperature: 1.0, ..Settings::greedy() }
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_greatest() {
+        assert_eq!(next(Settings::greedy(), &[], &[]), [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn shares_follow_the_softmax() {
+        let weights: Vec<f64> = LOGITS.iter().map(|&l| f64::from(l).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        for (got, want) in shares(warm()).iter().zip(weights) {
+            assert!((got - want / total).abs() < 0.015, "{got} for {}", want / total);
+        }
+    }
+
+    #[test]
+    fn top_k_and_top_p_leave_the_heaviest() {
+        // Softmax: 0.072, 0.636, 0.234, 0.012, 0.032.
+        let only = |shares: Vec<f64>| -> Vec<usize> { (0..5).filter(|&i| shares[i] > 0.0).collect() };
+        assert_eq!(only(shares(Settings { top_k: 1, ..warm() })), [1]);
+        assert_eq!(only(shares(Settings { top_k: 3, ..warm() })), [0, 1, 2]);
+        assert_eq!(only(shares(Settings { top_p: 0.0, ..warm() })), [1]);
+        assert_eq!(only(shares(Settings { top_p: 0.6, ..warm() })), [1]);
+        assert_eq!(only(shares(Settings { top_p: 0.8, ..warm() })), [1, 2]);
+        assert_eq!(only(shares(Settings { top_k: 2, top_p: 0.99, ..warm() })), [1, 2]);
+    }
+
+    #[test]
+    fn a_nucleus_wider_than_the_first_guess_is_found() {
+        let mut kept: Vec<(f32, u32)> = (0..1000).map(|id| (1.0, id)).collect();
+        keep_nucleus(&mut kept, 0.5);
+        assert_eq!(kept.len(), 500);
+        assert_eq!(kept.last(), Some(&(1.0, 499)), "equal weights leave in the order of ids");
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_tokens() {
+        let hot = |seed| next(Settings { temperature: 3.0, seed, ..Settings::greedy() }, &[], &[]);
+        assert_eq!(hot(7), hot(7));
+        assert!((0..20).any(|seed| hot(seed) != hot(7)));
+    }
+
+    #[test]
+    fn end_tokens_wait_for_min_tokens() {
+        let settings = Settings { min_tokens: 2, ..Settings::greedy() };
+        assert_eq!(next(settings, &[], &[1]), [2, 2, 1, 1]);
+    }
+
+    #[test]
+    fn penalties_fall_on_what_was_generated() {
+        assert_eq!(next(Settings { presence_penalty: 1.5, ..Settings::greedy() }, &[2], &[]), [1, 2, 1, 1]);
+        assert_eq!(next(Settings { frequency_penalty: 0.75, ..Settings::greedy() }, &[], &[]), [1, 1, 2, 1]);
+    }
+
+    #[test]
+    fn the_repetition_penalty_falls_on_the_prompt_too() {
+        assert_eq!(next(Settings { repetition_penalty: 4.0, ..Settings::greedy() }, &[1], &[]), [2, 0, 1, 1]);
+    }
+
+    #[test]
+    fn broken_logits_are_told() {
+        for bad in [[f32::NAN, 1.0], [f32::NEG_INFINITY, f32::NEG_INFINITY]] {
+            assert_eq!(Sampler::new(warm(), &[]).next(&mut bad.clone(), &[]), Err(NotANumber));
+            assert_eq!(Sampler::new(Settings::greedy(), &[]).next(&mut bad.clone(), &[]), Err(NotANumber));
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! One folder per model. Refuses to know HTTP, store, dispatch and each other.
