@@ -1,1 +1,104 @@
-//! Replicate routes, SSE, errors. Refuses to know how a prediction runs.
+//! The hosted service's HTTP API, as unchanged clients meet it: predictions, streams, models, errors.
+//!
+//! Understands a request, asks the store, the feed or dispatch, and answers in the recorded shapes. Refuses to know
+//! how a model runs, where rows are kept and how a webhook is sent.
+
+mod auth;
+mod body;
+mod catalog;
+mod document;
+mod envelope;
+mod errors;
+mod home;
+mod models;
+mod options;
+mod origin;
+mod page;
+mod predictions;
+mod render;
+mod routes;
+mod sse;
+mod stream;
+
+mod wait;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use dispatch::Dispatch;
+use prediction::Timestamp;
+use schema::ModelSchema;
+use store::{Store, feed::Feed};
+
+use catalog::Catalog;
+pub use render::{render, render_bytes};
+
+/// Bytes of one JSON request body unless the operator says otherwise: a few images as data URIs.
+pub const BODY_LIMIT_BYTES: u64 = 16 << 20;
+
+/// Everything a handler may use.
+pub struct Api {
+    pub store: Arc<dyn Store>,
+    pub feed: Feed,
+    pub dispatch: Dispatch,
+    pub served: Vec<Served>,
+    pub account: Account,
+    pub auth: Auth,
+    /// Which webhook URLs are accepted at all; delivery checks again.
+    pub webhook_rules: egress::Rules,
+    pub hardware: Vec<Hardware>,
+    pub body_limit_bytes: u64,
+}
+
+/// One model with its weights, under one or several names.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Served {
+    /// The short name that predictions are dispatched to.
+    pub target: String,
+    /// `owner/name`; the first is the one a bare version id means. Never empty.
+    pub names: Vec<String>,
+    pub description: String,
+    /// 64 hexadecimal digits.
+    pub version: String,
+    /// Hosted version ids that somebody's code pins, each with the name that it belongs to.
+    pub aliases: BTreeMap<String, String>,
+    pub schema: ModelSchema,
+    pub created_at: Timestamp,
+    /// Markdown.
+    pub readme: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Account {
+    pub username: String,
+    pub name: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hardware {
+    pub sku: String,
+    pub name: String,
+}
+
+/// Who may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auth {
+    /// Anybody, with any token or none: for a server that only this machine can reach.
+    Open,
+    /// Whoever holds a token that the store knows.
+    Required,
+}
+
+/// What handlers share.
+struct App {
+    api: Api,
+    catalog: Catalog,
+}
+
+/// The whole API: under `/v1`, under `/v1/v1` and without a prefix.
+pub fn router(api: Api) -> axum::Router {
+    let catalog = Catalog::new(api.served.clone());
+    routes::router(Arc::new(App { api, catalog }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+//! The Prediction object: one shape for answers, lists and webhooks, in the recorded order of keys.
+
+use prediction::{Map, Prediction, Timestamp};
+use serde_json::{Value, json};
+
+use crate::origin::Origin;
+
+/// URLs are rooted where the prediction was created.
+pub fn render(prediction: &Prediction) -> Value {
+    render_at(prediction, &Origin(prediction.request.origin.clone()))
+}
+
+/// The body of a webhook: the bytes that GET answers.
+pub fn render_bytes(prediction: &Prediction) -> Vec<u8> {
+    format!("{}\n", render(prediction)).into_bytes()
+}
+
+/// URLs are rooted where the caller asks from.
+pub fn render_at(prediction: &Prediction, origin: &Origin) -> Value {
+    let request = &prediction.request;
+    let mut object = Map::new();
+    let mut put = |key: &str, value: Value| object.insert(key.into(), value);
+    put("id", request.id.as_str().into());
+    put("model", request.model.as_str().into());
+    put("version", request.version.as_str().into());
+    put("input", request.input.clone().into());
+    put("logs", if prediction.data_removed { Value::Null } else { prediction.logs.as_str().into() });
+    put("output", prediction.output.clone().unwrap_or_default());
+    put("data_removed", prediction.data_removed.into());
+    put("error", prediction.error.clone().into());
+    put("source", "api".into());
+    put("status", prediction.status.as_str().into());
+    put("created_at", request.created_at.rfc3339().into());
+    let moments = [
+        ("started_at", prediction.started_at),
+        ("completed_at", prediction.completed_at),
+        ("deadline", request.deadline),
+    ];
+    for (key, moment) in moments {
+        moment.map(Timestamp::rfc3339).map(|moment| put(key, moment.into()));
+    }
+    if prediction.status.is_terminal() {
+        put("metrics", prediction.metrics.clone().into());
+    }
+    request.webhook.as_deref().map(|url| put("webhook", url.into()));
+    request.webhook_events_filter.as_ref().map(|filter| put("webhook_events_filter", json!(filter)));
+    put("urls", urls(prediction, origin));
+    object.into()
+}
+
+/// No value may be null here: one client refuses the whole prediction.
+fn urls(prediction: &Prediction, origin: &Origin) -> Value {
+    let request = &prediction.request;
+    let get = origin.api(&format!("/predictions/{}", request.id));
+    let mut urls = Map::new();
+    urls.insert("cancel".into(), format!("{get}/cancel").into());
+    urls.insert("get".into(), get.into());
+    if request.streams {
+        urls.insert("stream".into(), origin.api(&format!("/streams/{}", request.stream_key)).into());
+    }
+    urls.insert("web".into(), format!("{}/p/{}", origin.0, request.id).into());
+    urls.into()
+}

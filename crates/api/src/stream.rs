@@ -1,0 +1,103 @@
+//! The stream of one prediction: everything from the first event, then what comes, then `done`.
+//!
+//! The path is the right to read it, so there is no token here: clients open it without one.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::stream;
+use prediction::{Id, Outcome, Prediction, Status, Timestamp};
+use store::feed::Reader;
+use tokio::time::timeout;
+
+use crate::{
+    App,
+    errors::{Answer, Problem},
+    sse::{self, Frame},
+};
+
+/// Silence is broken this often: one client gives up after 30 s without a byte.
+const PING_SECONDS: u64 = 10;
+
+pub async fn stream(State(app): State<Arc<App>>, Path(key): Path<String>, headers: HeaderMap) -> Answer {
+    let id = app.api.store.by_stream_key(&key).await?.ok_or_else(Problem::not_found)?;
+    let seen = sse::last_seen(headers.get("last-event-id").and_then(|value| value.to_str().ok()));
+    let reader = app.api.feed.follow(&id, sse::resume_after(seen)).await?.ok_or_else(Problem::not_found)?;
+    let follower = Follower { app, id, reader, seen, ready: VecDeque::from([sse::HELLO.to_owned()]), done: false };
+    let body = stream::unfold(follower, |mut follower| async {
+        let chunk = follower.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(chunk)), follower))
+    });
+    Ok(answer(Body::from_stream(body)))
+}
+
+fn answer(body: Body) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        // Proxies of one kind hold an answer back otherwise.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, body).into_response()
+}
+
+struct Follower {
+    app: Arc<App>,
+    id: Id,
+    reader: Reader,
+    /// The last frame that the caller has.
+    seen: u64,
+    ready: VecDeque<String>,
+    done: bool,
+}
+
+impl Follower {
+    /// The next piece of the body; none closes it.
+    async fn next(&mut self) -> Option<String> {
+        loop {
+            if let Some(text) = self.ready.pop_front() {
+                return Some(text);
+            }
+            if self.done {
+                return None;
+            }
+            match timeout(Duration::from_secs(PING_SECONDS), self.reader.next()).await {
+                Err(_) => return Some(sse::PING.to_owned()),
+                Ok(Some(event)) => {
+                    self.done = matches!(event.event, prediction::Event::Ended(_));
+                    self.say(sse::frames(&event));
+                }
+                // The events were removed, or the caller had them all: the end is said from what is kept.
+                Ok(None) => {
+                    self.done = true;
+                    let kept = self.app.api.feed.snapshot(&self.id).await;
+                    self.say(kept.ok().flatten().as_ref().map_or_else(Vec::new, how_it_ended));
+                }
+            }
+        }
+    }
+
+    /// What the caller has seen is left out; the end is always said, whatever id was sent.
+    fn say(&mut self, frames: Vec<Frame>) {
+        let fresh = frames.into_iter().filter(|frame| frame.number > self.seen || frame.last);
+        self.ready.extend(fresh.map(|frame| frame.text));
+    }
+}
+
+fn how_it_ended(prediction: &Prediction) -> Vec<Frame> {
+    let outcome = match prediction.status {
+        Status::Starting | Status::Processing => return Vec::new(),
+        Status::Succeeded => Outcome::Succeeded,
+        Status::Failed => Outcome::Failed { error: prediction.error.clone().unwrap_or_default() },
+        Status::Canceled => Outcome::Canceled,
+        Status::Aborted => Outcome::Aborted,
+    };
+    let at = prediction.completed_at.unwrap_or_else(Timestamp::now);
+    sse::end(&outcome, prediction.last_seq, at)
+}
