@@ -5,6 +5,8 @@
 pub mod device;
 pub mod gguf;
 mod map;
+pub mod safetensors;
 pub mod weights;
 
 pub use gguf::{GgmlType, Gguf, GgufTensor};
+pub use safetensors::SafeTensors;

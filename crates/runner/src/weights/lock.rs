@@ -167,10 +167,8 @@ impl Lock {
     }
 
     /// The file's text, as it is kept in a repository.
-    pub fn to_text(&self) -> String {
-        let mut text = serde_json::to_string_pretty(self).expect("strings and numbers always serialise");
-        text.push('\n');
-        text
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("strings and numbers always serialise")
     }
 }
 
@@ -257,7 +255,7 @@ mod tests {
     #[test]
     fn a_lock_survives_being_written_and_read() {
         let lock = Lock::new(vec![entry(vec![file("unet/model.safetensors", A, 7), file("config.json", B, 2)])]);
-        assert_eq!(Lock::parse(&lock.to_text()).unwrap(), lock);
+        assert_eq!(Lock::parse(&lock.to_json()).unwrap(), lock);
     }
 
     #[test]
@@ -275,7 +273,7 @@ mod tests {
         let weights = lock.entry("z-image").unwrap();
         assert_eq!(weights.layers[0].size_uncompressed, 9);
         assert_eq!(weights.sources[0].include, ["*.json"]);
-        assert_eq!(Lock::parse(&lock.to_text()).unwrap(), lock);
+        assert_eq!(Lock::parse(&lock.to_json()).unwrap(), lock);
         assert!(lock.entry("other").unwrap_err().text().contains("no weights other; it has z-image"));
     }
 
@@ -293,7 +291,7 @@ mod tests {
         let refuse = |change: &dyn Fn(&mut Entry), expected: &str| {
             let mut entry = entry(vec![file("a", A, 1), file("b", B, 2)]);
             change(&mut entry);
-            let said = Lock::parse(&Lock::new(vec![entry]).to_text()).unwrap_err();
+            let said = Lock::parse(&Lock::new(vec![entry]).to_json()).unwrap_err();
             assert!(said.text().starts_with("weights.lock: weights tiny: "), "{said}");
             assert!(said.text().contains(expected), "{said}\n  should contain: {expected}");
         };
@@ -321,6 +319,6 @@ mod tests {
             assert!(said.text().contains(expected), "{said}");
         }
         let twice = Lock::new(vec![entry(vec![file("a", A, 1)]), entry(vec![file("a", A, 1)])]);
-        assert!(Lock::parse(&twice.to_text()).unwrap_err().text().contains("the name tiny appears twice"));
+        assert!(Lock::parse(&twice.to_json()).unwrap_err().text().contains("the name tiny appears twice"));
     }
 }

@@ -20,7 +20,7 @@ pub use fetch::ensure;
 pub use lock::{Entry, Lock, LockedFile};
 pub use mirror::{Place, Source, mirrors};
 pub(crate) use pickle::is_pickle;
-pub use verify::{FileState, lock_entry, verify};
+pub use verify::{lock_path, verify, verify_with};
 
 /// How weights are fetched and where they are kept.
 #[derive(Clone)]
@@ -61,6 +61,17 @@ impl Options {
     }
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self::from_env()
+    }
+}
+
+/// Where the cache lies, as the environment names it.
+pub fn cache_folder() -> PathBuf {
+    Options::from_env().cache_dir
+}
+
 /// What happens while weights are fetched or checked. The caller draws it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress<'a> {
@@ -77,7 +88,7 @@ pub enum Progress<'a> {
 /// The folder with the entry's files, if they are all in the cache (as the environment names it) and were verified.
 pub fn cached(entry: &Entry) -> Option<PathBuf> {
     entry.check().ok()?;
-    cache::Cache::at(&Options::from_env().cache_dir).ready(entry)
+    cache::Cache::at(&cache_folder()).ready(entry)
 }
 
 #[cfg(test)]

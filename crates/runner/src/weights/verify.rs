@@ -14,55 +14,57 @@ use super::{Options, Progress, is_pickle};
 
 const MAX_FILES: usize = 10_000;
 
-/// What one file of a set is found to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FileState {
-    Good,
-    Missing,
-    Altered { expected: String, got: String },
-    Unreadable(String),
+/// A file's path in the set, and what is wrong with it.
+pub type Checked = (String, Result<(), String>);
+
+/// Re-hashes every file of the entry in the cache that the environment names. In the lock's order.
+pub fn verify(entry: &Entry) -> Result<Vec<Checked>, PredictError> {
+    verify_with(entry, &Options::from_env(), &mut |_| {})
 }
 
-/// Re-hashes every file of the entry in the cache. The result is in the lock's order.
-pub fn verify(entry: &Entry, options: &Options, report: &mut dyn FnMut(Progress)) -> Vec<(String, FileState)> {
+pub fn verify_with(
+    entry: &Entry,
+    options: &Options,
+    report: &mut dyn FnMut(Progress),
+) -> Result<Vec<Checked>, PredictError> {
+    entry.check()?;
     let cache = Cache::at(&options.cache_dir);
-    let look = |file: &LockedFile| (file.path.clone(), look(&cache, file, report).unwrap_or_else(unreadable));
-    entry.files.iter().map(look).collect()
+    let look = |file: &LockedFile| {
+        let found = look(&cache, file, report).unwrap_or_else(|e| Err(format!("cannot be read: {e}")));
+        (file.path.clone(), found)
+    };
+    Ok(entry.files.iter().map(look).collect())
 }
 
-fn look(cache: &Cache, file: &LockedFile, report: &mut dyn FnMut(Progress)) -> io::Result<FileState> {
+fn look(cache: &Cache, file: &LockedFile, report: &mut dyn FnMut(Progress)) -> io::Result<Result<(), String>> {
     let blob = cache.blob(file);
     if !blob.exists() {
-        return Ok(FileState::Missing);
+        return Ok(Err(format!("is not in the cache at {}", cache.root().display())));
     }
-    let _held = cache.hold(file, || report(Progress::Waiting { file: &file.path }))?;
-    let total = file.size;
-    let (got, size) =
-        cache::hash(&blob, |done| report(Progress::Bytes { file: &file.path, source: "cache", done, total }))?;
+    let (path, total) = (file.path.as_str(), file.size);
+    let _held = cache.hold(file, || report(Progress::Waiting { file: path }))?;
+    let seen = |done| report(Progress::Bytes { file: path, source: "cache", done, total });
+    let (got, size) = cache::hash(&blob, seen)?;
     if got == file.hex() && size == file.size {
         cache.stamp(file)?;
-        return Ok(FileState::Good);
+        return Ok(Ok(()));
     }
     cache.discard(file)?;
-    Ok(FileState::Altered { expected: file.digest.clone(), got: format!("sha256:{got}") })
-}
-
-fn unreadable(e: io::Error) -> FileState {
-    FileState::Unreadable(e.to_string())
+    Ok(Err(format!("was altered: expected {}, got sha256:{got}; the cache has forgotten it", file.digest)))
 }
 
 /// An entry for the weights at `path`, a file or a folder: every file is hashed, hidden ones are left out, links to files
-/// are followed, pickles are refused. `uri` says for the record where they come from.
-pub fn lock_entry(name: &str, path: &Path, uri: &str, report: &mut dyn FnMut(Progress)) -> Result<Entry, PredictError> {
+/// are followed, pickles are refused.
+pub fn lock_path(name: &str, path: &Path) -> Result<Entry, PredictError> {
     let refuse =
         |path: &Path, why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", path.display()));
-    let whole = path.canonicalize().map_err(|e| refuse(path, &e))?;
-    let (root, mut found) = if whole.is_dir() {
-        let mut found = Vec::new();
-        walk(&whole, &mut found).map_err(|e| refuse(path, &e))?;
-        (whole.as_path(), found)
+    let mut found = Vec::new();
+    let root = if path.is_dir() {
+        walk(path, &mut found).map_err(|e| refuse(path, &e))?;
+        path
     } else {
-        (whole.parent().unwrap_or(Path::new("/")), vec![whole.clone()])
+        found.push(path.to_owned());
+        path.parent().unwrap_or(Path::new(""))
     };
     found.sort();
     let mut files = Vec::with_capacity(found.len());
@@ -75,16 +77,14 @@ pub fn lock_entry(name: &str, path: &Path, uri: &str, report: &mut dyn FnMut(Pro
         }
         let relative = at.strip_prefix(root).map_err(|e| refuse(at, &e))?;
         let relative = relative.to_str().ok_or_else(|| refuse(at, &"its name is not UTF-8"))?.to_owned();
-        let total = fs::metadata(at).map_err(|e| refuse(at, &e))?.len();
-        let seen = |done| report(Progress::Bytes { file: &relative, source: "disk", done, total });
-        let (hex, size) = cache::hash(at, seen).map_err(|e| refuse(at, &e))?;
+        let (hex, size) = cache::hash(at, |_| {}).map_err(|e| refuse(at, &e))?;
         files.push(LockedFile { path: relative, size, digest: format!("sha256:{hex}"), layer: None });
     }
     let digest = set_digest(&files);
-    let origin = Origin { uri: uri.to_owned(), fingerprint: digest.clone(), include: vec![], exclude: vec![] };
+    let uri = format!("file://{}", path.file_name().unwrap_or_default().to_string_lossy());
     let entry = Entry {
         name: name.to_owned(),
-        sources: vec![origin],
+        sources: vec![Origin { uri, fingerprint: digest.clone(), include: vec![], exclude: vec![] }],
         set_digest: digest,
         size: files.iter().map(|file| file.size).sum(),
         files,
@@ -111,4 +111,43 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::Lock;
+
+    #[test]
+    fn a_folder_is_locked_file_by_file_without_what_is_hidden() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        write("config.json", b"{}");
+        write("unet/model.safetensors", b"abc");
+        write(".git/HEAD", b"x");
+        std::os::unix::fs::symlink("config.json", folder.path().join("linked.json")).unwrap();
+        let entry = lock_path("tiny", folder.path()).unwrap();
+        let files: Vec<_> = entry.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
+        assert_eq!(files, [("config.json", 2), ("linked.json", 2), ("unet/model.safetensors", 3)]);
+        // sha256 of "abc", from the standard that defines it.
+        assert_eq!(entry.files[2].hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(Lock::parse(&Lock::new(vec![entry.clone()]).to_json()).unwrap().weights, [entry]);
+
+        let one = lock_path("one", &folder.path().join("config.json")).unwrap();
+        assert_eq!((one.files[0].path.as_str(), one.size), ("config.json", 2));
+    }
+
+    #[test]
+    fn a_pickle_an_empty_folder_and_nothing_are_not_locked() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |path: &Path| lock_path("x", path).unwrap_err().to_string();
+        assert!(said(folder.path()).contains("it has no files"));
+        fs::write(folder.path().join("pytorch_model.bin"), b"PK\x03\x04").unwrap();
+        assert!(said(folder.path()).contains("pytorch_model.bin: is a Python pickle"));
+        assert!(said(&folder.path().join("absent")).contains("absent: No such file"));
+    }
 }
