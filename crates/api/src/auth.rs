@@ -1,6 +1,9 @@
 //! Who may call. Bearer and Token are one thing: older clients say Token.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use axum::{
     extract::{Request, State},
@@ -9,7 +12,28 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use store::{Store, StoreError};
+
 use crate::{App, Auth, errors::Problem};
+
+/// How old the knowledge may be that no token exists: one that another process made counts from then on.
+const LOOK_AGAIN_MILLIS: u128 = 500;
+
+/// Whether an open server has had its first token made.
+#[derive(Default)]
+pub struct Gate(Mutex<Option<(Instant, bool)>>);
+
+impl Gate {
+    async fn is_open(&self, store: &dyn Store) -> Result<bool, StoreError> {
+        let known = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, open)) = known.filter(|(at, _)| at.elapsed().as_millis() < LOOK_AGAIN_MILLIS) {
+            return Ok(open);
+        }
+        let open = store.token_list().await?.iter().all(|token| token.revoked);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), open));
+        Ok(open)
+    }
+}
 
 /// Stands before every route except those whose path is itself the right: streams.
 pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
@@ -20,7 +44,7 @@ pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) ->
 }
 
 async fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
-    if app.api.auth == Auth::Open {
+    if app.api.auth == Auth::OpenUntilToken && app.gate.is_open(&*app.api.store).await? {
         return Ok(());
     }
     let header = headers.get(header::AUTHORIZATION).ok_or_else(Problem::no_token)?;

@@ -7,7 +7,7 @@ use axum::{
     http::header,
     response::IntoResponse,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     App,
@@ -24,9 +24,8 @@ pub async fn account(State(app): State<Arc<App>>) -> Answer {
 }
 
 /// The one list without pages.
-pub async fn hardware(State(app): State<Arc<App>>) -> Answer {
-    let hardware = app.api.hardware.iter().map(|one| json!({ "sku": one.sku, "name": one.name }));
-    Ok(json_answer(&Value::Array(hardware.collect())))
+pub async fn hardware() -> Answer {
+    Ok(json_answer(&json!([{ "sku": "cpu", "name": "CPU" }])))
 }
 
 pub async fn webhook_secret(State(app): State<Arc<App>>) -> Answer {

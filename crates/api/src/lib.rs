@@ -26,14 +26,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use dispatch::Dispatch;
 use prediction::Timestamp;
-use schema::ModelSchema;
+use schema::{ModelSchema, config::Account};
 use store::{Store, feed::Feed};
 
+use auth::Gate;
 use catalog::Catalog;
-pub use render::{render, render_bytes};
-
-/// Bytes of one JSON request body unless the operator says otherwise: a few images as data URIs.
-pub const BODY_LIMIT_BYTES: u64 = 16 << 20;
+pub use render::{body, render};
 
 /// Everything a handler may use.
 pub struct Api {
@@ -45,8 +43,8 @@ pub struct Api {
     pub auth: Auth,
     /// Which webhook URLs are accepted at all; delivery checks again.
     pub webhook_rules: egress::Rules,
-    pub hardware: Vec<Hardware>,
-    pub body_limit_bytes: u64,
+    /// Of one JSON request body; a larger one is a 413.
+    pub body_bytes: u64,
 }
 
 /// One model with its weights, under one or several names.
@@ -63,27 +61,13 @@ pub struct Served {
     pub aliases: BTreeMap<String, String>,
     pub schema: ModelSchema,
     pub created_at: Timestamp,
-    /// Markdown.
-    pub readme: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Account {
-    pub username: String,
-    pub name: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hardware {
-    pub sku: String,
-    pub name: String,
 }
 
 /// Who may call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Auth {
-    /// Anybody, with any token or none: for a server that only this machine can reach.
-    Open,
+    /// Anybody, with any token or none, as long as no token was made: for a server that only this machine can reach.
+    OpenUntilToken,
     /// Whoever holds a token that the store knows.
     Required,
 }
@@ -92,12 +76,13 @@ pub enum Auth {
 struct App {
     api: Api,
     catalog: Catalog,
+    gate: Gate,
 }
 
 /// The whole API: under `/v1`, under `/v1/v1` and without a prefix.
 pub fn router(api: Api) -> axum::Router {
     let catalog = Catalog::new(api.served.clone());
-    routes::router(Arc::new(App { api, catalog }))
+    routes::router(Arc::new(App { api, catalog, gate: Gate::default() }))
 }
 
 #[cfg(test)]

@@ -96,8 +96,19 @@ pub async fn get(State(app): State<Arc<App>>, Path((owner, name)): Path<(String,
 
 pub async fn readme(State(app): State<Arc<App>>, Path((owner, name)): Path<(String, String)>) -> Answer {
     let found = app.catalog.by_name(&format!("{owner}/{name}")).ok_or_else(Problem::not_found)?;
-    let text = found.served.readme.clone().ok_or_else(Problem::not_found)?;
+    let text = readme_text(&found.model, found.served);
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
+}
+
+/// Markdown, from what is known anyway.
+fn readme_text(name: &str, served: &Served) -> String {
+    let input = |field: &schema::Field| {
+        let default = field.default.as_ref().map(|value| format!(", default `{value}`")).unwrap_or_default();
+        let required = if field.required() { ", required" } else { "" };
+        format!("- `{}`{required}{default}: {}\n", field.name, field.description)
+    };
+    let inputs: String = served.schema.input.iter().map(input).collect();
+    format!("# {name}\n\n{}\n\n## Input\n\n{inputs}\nVersion `{}`\n", served.description, served.version)
 }
 
 /// One version per model. It must be listed: one client chooses its way by whether there are any.

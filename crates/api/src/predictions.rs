@@ -34,7 +34,7 @@ const PAGE_PREDICTIONS: usize = 100;
 const STREAM_KEY_CHARACTERS: usize = 52;
 
 pub async fn create(State(app): State<Arc<App>>, origin: Origin, headers: HeaderMap, body: Body) -> Answer {
-    let sent = body::object(&headers, body, app.api.body_limit_bytes).await?;
+    let sent = body::object(&headers, body, app.api.body_bytes).await?;
     let envelope = Envelope::read(sent, By::Version)?;
     let found = app.catalog.by_version(&envelope.version).ok_or_else(Problem::version)?;
     accept(&app, found, envelope, &headers, origin).await
@@ -47,7 +47,7 @@ pub async fn create_by_model(
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    let sent = body::object(&headers, body, app.api.body_limit_bytes).await?;
+    let sent = body::object(&headers, body, app.api.body_bytes).await?;
     let found = app.catalog.by_name(&format!("{owner}/{name}")).ok_or_else(Problem::not_found)?;
     let envelope = Envelope::read(sent, By::Path)?;
     accept(&app, found, envelope, &headers, origin).await

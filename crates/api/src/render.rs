@@ -11,7 +11,7 @@ pub fn render(prediction: &Prediction) -> Value {
 }
 
 /// The body of a webhook: the bytes that GET answers.
-pub fn render_bytes(prediction: &Prediction) -> Vec<u8> {
+pub fn body(prediction: &Prediction) -> Vec<u8> {
     format!("{}\n", render(prediction)).into_bytes()
 }
 
