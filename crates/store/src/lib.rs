@@ -86,3 +86,6 @@ pub trait Store: Send + Sync + 'static {
     /// A signing secret, made on first use: `whsec_` and standard base64, which never holds another `_`.
     async fn secret(&self, name: &str) -> Result<String, StoreError>;
 }
+
+#[cfg(test)]
+mod tests;

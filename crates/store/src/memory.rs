@@ -217,7 +217,7 @@ impl Store for MemoryStore {
         }
         let mut prediction = row.prediction.clone();
         let fresh = rules::fold(&mut prediction, events)?;
-        row.events.extend(fresh.into_iter().cloned());
+        row.events.extend(fresh.into_iter().map(|index| events[index].clone()));
         row.prediction = prediction;
         rows.settle(key);
         Ok(Appended::Applied)

@@ -13,17 +13,17 @@ pub(crate) fn lease_until(now: Timestamp) -> Timestamp {
     now.plus_millis(LEASE_SECONDS * 1000)
 }
 
-/// Folds what is new into the prediction and returns it. Numbers are without gaps: a gap is a defect of the caller, and
+/// Folds what is new into the prediction and returns which of the events that were. Numbers are without gaps: a gap is a defect of the caller, and
 /// storing past it would lose the event in between for every reader.
-pub(crate) fn fold<'a>(prediction: &mut Prediction, events: &'a [Numbered]) -> Result<Vec<&'a Numbered>, StoreError> {
+pub(crate) fn fold(prediction: &mut Prediction, events: &[Numbered]) -> Result<Vec<usize>, StoreError> {
     let mut fresh = Vec::with_capacity(events.len());
-    for event in events {
+    for (index, event) in events.iter().enumerate() {
         if event.seq > prediction.last_seq + 1 && !prediction.status.is_terminal() {
             let (id, last, seq) = (&prediction.request.id, prediction.last_seq, event.seq);
             return Err(StoreError::Broken(format!("event {seq} of prediction {id} follows event {last}")));
         }
         if prediction.apply(event) == Transition::Applied {
-            fresh.push(event);
+            fresh.push(index);
         }
     }
     Ok(fresh)
@@ -32,7 +32,7 @@ pub(crate) fn fold<'a>(prediction: &mut Prediction, events: &'a [Numbered]) -> R
 /// Whether a batch for an ended prediction is the one that ended it, sent again: its last event is the stored one of
 /// the same number.
 pub(crate) fn is_repeat(events: &[Numbered], stored: Option<&Numbered>) -> bool {
-    events.last() == stored
+    stored.is_some() && events.last() == stored
 }
 
 /// The event that ends a waiting prediction when its caller cancels it.
