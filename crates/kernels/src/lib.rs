@@ -3,9 +3,19 @@
 //! Every op gives row `r` of its result the same bits whatever the other rows are, however many there are, how many
 //! threads work and which SIMD path runs: the order of every sum is fixed by the inner dimension alone.
 
+pub mod attention;
 pub mod format;
+pub mod linear;
+mod math;
+pub mod norm;
 pub mod op;
 pub mod pool;
+pub mod rope;
+pub mod simd;
+pub mod swiglu;
+#[cfg(test)]
+mod testing;
 
 pub use format::Format;
 pub use pool::Pool;
+pub use simd::Simd;

@@ -4,17 +4,23 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::composed;
+use super::{Rows, composed, output};
 use crate::Pool;
+use crate::attention::{Cache, Queries, Shape, attention};
 
 pub struct KvCache {
-    keys: Tensor,
-    values: Tensor,
-    _pool: Arc<Pool>,
+    shape: Shape,
+    inner: Inner,
+}
+
+enum Inner {
+    Cpu { cache: Cache, pool: Arc<Pool> },
+    Composed { keys: Tensor, values: Tensor },
 }
 
 impl KvCache {
-    /// Room for `slots` sequences of `context_tokens`, in `dtype` f16 or f32.
+    /// Room for `slots` sequences of `context_tokens`, in `dtype` f16 or f32. On the CPU the memory is touched only as
+    /// positions are written.
     pub fn new(
         slots: usize,
         context_tokens: usize,
@@ -24,24 +30,82 @@ impl KvCache {
         device: &Device,
         pool: &Arc<Pool>,
     ) -> Result<KvCache> {
-        let shape = (slots, context_tokens, kv_heads, head_dim);
-        let keys = Tensor::zeros(shape, dtype, device)?;
-        let values = Tensor::zeros(shape, dtype, device)?;
-        Ok(KvCache { keys, values, _pool: pool.clone() })
+        let shape = Shape { slots, context_tokens, kv_heads, head_dim };
+        if !device.is_cpu() {
+            return KvCache::composed(shape, dtype, device);
+        }
+        let cache = match dtype {
+            DType::F16 => Cache::f16(shape),
+            DType::F32 => Cache::f32(shape),
+            other => candle_core::bail!("a cache holds f16 or f32, not {other:?}"),
+        };
+        Ok(KvCache { shape, inner: Inner::Cpu { cache, pool: pool.clone() } })
+    }
+
+    /// The same cache as candle tensors, on any device.
+    pub(super) fn composed(shape: Shape, dtype: DType, device: &Device) -> Result<KvCache> {
+        let dims = (shape.slots, shape.context_tokens, shape.kv_heads, shape.head_dim);
+        let (keys, values) = (Tensor::zeros(dims, dtype, device)?, Tensor::zeros(dims, dtype, device)?);
+        Ok(KvCache { shape, inner: Inner::Composed { keys, values } })
     }
 
     /// Stores one position per row: `k` and `v` are `[rows, kv_heads, dim]`.
     pub fn write(&mut self, k: &Tensor, v: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
-        composed::write(&self.keys, k, slots, positions)?;
-        composed::write(&self.values, v, slots, positions)
+        self.check(slots, positions)?;
+        let expected = (slots.len(), self.shape.kv_heads, self.shape.head_dim);
+        if k.dims3()? != expected || v.dims3()? != expected {
+            candle_core::bail!("keys of {:?} and values of {:?} for a cache row of {expected:?}", k.dims(), v.dims());
+        }
+        match &mut self.inner {
+            Inner::Cpu { cache, pool } => Rows::of(k)?.with(|k, k_stride| {
+                Rows::of(v)?.with(|v, v_stride| cache.write((k, k_stride), (v, v_stride), slots, positions, pool))
+            })?,
+            Inner::Composed { keys, values } => {
+                composed::write(keys, k, slots, positions)?;
+                composed::write(values, v, slots, positions)
+            }
+        }
+    }
+
+    pub(super) fn attention(&self, q: &Tensor, slots: &[u32], positions: &[u32], scale: f32) -> Result<Tensor> {
+        self.check(slots, positions)?;
+        let (rows, heads, dim) = q.dims3()?;
+        if rows != slots.len() || dim != self.shape.head_dim || heads % self.shape.kv_heads != 0 {
+            candle_core::bail!("queries of {:?} for {} rows over {:?}", q.dims(), slots.len(), self.shape);
+        }
+        match &self.inner {
+            Inner::Cpu { cache, pool } => {
+                let mut y = output(rows * heads * dim);
+                Rows::of(q)?.with(|values, stride| {
+                    attention(Queries { values, stride, heads, scale }, cache, slots, positions, &mut y, pool)
+                })?;
+                Tensor::from_vec(y, (rows, heads * dim), &Device::Cpu)
+            }
+            Inner::Composed { keys, values } => composed::attention_over(q, (keys, values), slots, positions, scale),
+        }
+    }
+
+    fn check(&self, slots: &[u32], positions: &[u32]) -> Result<()> {
+        let Shape { slots: slot_count, context_tokens, .. } = self.shape;
+        if slots.len() != positions.len() {
+            candle_core::bail!("{} slots for {} positions", slots.len(), positions.len());
+        }
+        if let Some(slot) = slots.iter().find(|slot| **slot as usize >= slot_count) {
+            candle_core::bail!("slot {slot} of a cache of {slot_count}");
+        }
+        match positions.iter().find(|position| **position as usize >= context_tokens) {
+            Some(position) => {
+                candle_core::bail!("position {position} is outside the context of {context_tokens} tokens")
+            }
+            None => Ok(()),
+        }
     }
 
     /// What it takes once every position has been written.
     pub fn bytes(&self) -> u64 {
-        (2 * self.keys.elem_count() * self.keys.dtype().size_in_bytes()) as u64
-    }
-
-    pub(super) fn attention(&self, q: &Tensor, slots: &[u32], positions: &[u32], scale: f32) -> Result<Tensor> {
-        composed::attention_over(q, (&self.keys, &self.values), slots, positions, scale)
+        match &self.inner {
+            Inner::Cpu { cache, .. } => cache.bytes() as u64,
+            Inner::Composed { keys, .. } => 2 * (keys.elem_count() * keys.dtype().size_in_bytes()) as u64,
+        }
     }
 }

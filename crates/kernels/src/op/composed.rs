@@ -11,8 +11,11 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
 
 pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32]) -> Result<Tensor> {
     let (rows, _heads, dim) = x.dims3()?;
-    let (cos, sin) = table.tensors(positions, x.device())?;
-    let (cos, sin) = (cos.reshape((rows, 1, dim / 2))?, sin.reshape((rows, 1, dim / 2))?);
+    let both: Vec<(&[f32], &[f32])> = positions.iter().map(|p| table.at(*p)).collect();
+    let cos: Vec<f32> = both.iter().flat_map(|(cos, _)| cos.iter().copied()).collect();
+    let sin: Vec<f32> = both.iter().flat_map(|(_, sin)| sin.iter().copied()).collect();
+    let cos = Tensor::from_vec(cos, (rows, 1, dim / 2), x.device())?;
+    let sin = Tensor::from_vec(sin, (rows, 1, dim / 2), x.device())?;
     let (a, b) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
     let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
     let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;

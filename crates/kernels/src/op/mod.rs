@@ -7,24 +7,50 @@
 mod cache;
 mod composed;
 mod linear;
-mod rope;
+#[cfg(test)]
+mod tests;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Storage, Tensor};
 
 use crate::Pool;
+pub use crate::linear::Part;
+pub use crate::rope::RopeTable;
 pub use cache::KvCache;
-pub use linear::{Linear, Part};
-pub use rope::RopeTable;
+pub use linear::Linear;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, _pool: &Pool) -> Result<Tensor> {
-    composed::rms_norm(x, weight, eps)
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, pool: &Pool) -> Result<Tensor> {
+    let (rows, width) = x.dims2()?;
+    if weight.dims1()? != width || width == 0 {
+        candle_core::bail!("a norm of {:?} with a weight of {:?}", x.dims(), weight.dims());
+    }
+    if !x.device().is_cpu() {
+        return composed::rms_norm(x, weight, eps);
+    }
+    let mut y = output(rows * width);
+    let weight = weight.unsqueeze(0)?;
+    Rows::of(&weight)?.with(|weight, _| {
+        Rows::of(x)?.with(|x, stride| crate::norm::rms_norm(x, stride, &weight[..width], eps, &mut y, pool))
+    })??;
+    Tensor::from_vec(y, (rows, width), x.device())
 }
 
 /// Rotates the two halves of every head against each other (the "rotate_half" layout of HF checkpoints) by the angle of
 /// the row's position. `[rows, heads, dim]` in and out.
-pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], _pool: &Pool) -> Result<Tensor> {
-    composed::rope(x, table, positions)
+pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], pool: &Pool) -> Result<Tensor> {
+    let (rows, heads, dim) = x.dims3()?;
+    if dim != table.dim() || rows != positions.len() {
+        candle_core::bail!("{:?} turned by a table for {} and {} positions", x.dims(), table.dim(), positions.len());
+    }
+    if let Some(position) = positions.iter().find(|p| **p as usize >= table.context_tokens()) {
+        candle_core::bail!("position {position} is outside the context of {} tokens", table.context_tokens());
+    }
+    if !x.device().is_cpu() {
+        return composed::rope(x, table, positions);
+    }
+    let mut y = output(rows * heads * dim);
+    Rows::of(x)?.with(|x, stride| crate::rope::rope(x, stride, heads, table, positions, &mut y, pool))?;
+    Tensor::from_vec(y, (rows, heads, dim), x.device())
 }
 
 /// Causal grouped-query attention: row `r` of `q` (`[rows, heads, dim]`) sees positions `0..=positions[r]` of its slot,
@@ -34,6 +60,69 @@ pub fn attention(q: &Tensor, cache: &KvCache, slots: &[u32], positions: &[u32], 
 }
 
 /// `silu(gate) * up`, where each row of `gate_up` is the gate half, then the up half. `[rows, 2 * ff]` to `[rows, ff]`.
-pub fn swiglu(gate_up: &Tensor, _pool: &Pool) -> Result<Tensor> {
-    composed::swiglu(gate_up)
+pub fn swiglu(gate_up: &Tensor, pool: &Pool) -> Result<Tensor> {
+    let (rows, both) = gate_up.dims2()?;
+    if both == 0 || both % 2 != 0 {
+        candle_core::bail!("{both} features are not a gate and an up of one width");
+    }
+    if !gate_up.device().is_cpu() {
+        return composed::swiglu(gate_up);
+    }
+    let mut y = output(rows * both / 2);
+    let x = gate_up.contiguous()?;
+    Rows::of(&x)?.with(|x, _| crate::swiglu::swiglu(&x[..rows * both], both / 2, &mut y, pool))?;
+    Tensor::from_vec(y, (rows, both / 2), &Device::Cpu)
+}
+
+/// Room for a result, which the kernel fills.
+fn output(len: usize) -> Vec<f32> {
+    vec![0.0; len]
+}
+
+/// A CPU tensor of f32 whose rows (all dimensions but the first) are contiguous, `stride` values apart.
+struct Rows<'a> {
+    tensor: &'a Tensor,
+    start: usize,
+    stride: usize,
+    width: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn of(tensor: &'a Tensor) -> Result<Rows<'a>> {
+        let (dims, strides) = (tensor.dims(), tensor.stride());
+        let mut width = 1;
+        for (dim, stride) in dims.iter().zip(strides).skip(1).rev() {
+            if *dim > 1 && *stride != width {
+                candle_core::bail!("rows of {dims:?} with strides {strides:?} are not contiguous");
+            }
+            width *= dim;
+        }
+        if tensor.dtype() != DType::F32 || !tensor.device().is_cpu() {
+            candle_core::bail!("activations are f32 on the CPU, not {:?} on {:?}", tensor.dtype(), tensor.device());
+        }
+        let stride = if dims[0] > 1 { strides[0] } else { width };
+        if stride < width {
+            candle_core::bail!("rows of {dims:?} with strides {strides:?} overlap");
+        }
+        Ok(Rows { tensor, start: tensor.layout().start_offset(), stride, width })
+    }
+
+    /// Gives the values from the first row's start on, and the distance of rows.
+    fn with<R>(&self, read: impl FnOnce(&[f32], usize) -> R) -> Result<R> {
+        let (storage, _) = self.tensor.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => Ok(read(&storage.as_slice::<f32>()?[self.start..], self.stride)),
+            _ => candle_core::bail!("activations are on the CPU"),
+        }
+    }
+
+    /// A copy, without gaps.
+    fn to_vec(&self) -> Result<Vec<f32>> {
+        let rows = self.tensor.dim(0)?;
+        self.with(|values, stride| {
+            let mut copy = Vec::with_capacity(rows * self.width);
+            (0..rows).for_each(|row| copy.extend_from_slice(&values[row * stride..][..self.width]));
+            copy
+        })
+    }
 }

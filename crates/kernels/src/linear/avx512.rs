@@ -1,0 +1,217 @@
+//! The tiles with AVX-512 and VNNI: 16 outputs in one register, four products of bytes per lane and instruction.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::layout::{BLOCK, Blocks, LANES};
+use super::tile::{PlainTile, QuantTile};
+
+/// # Safety
+/// See `QuantTile`; the processor must have the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub unsafe fn quant<B: Blocks>(tile: &QuantTile) {
+    let mut row = 0;
+    // SAFETY: every step stays within the tile's rows.
+    unsafe {
+        while row + 8 <= tile.rows {
+            quant_rows::<B, 8>(tile, row);
+            row += 8;
+        }
+        if row + 4 <= tile.rows {
+            quant_rows::<B, 4>(tile, row);
+            row += 4;
+        }
+        if row + 2 <= tile.rows {
+            quant_rows::<B, 2>(tile, row);
+            row += 2;
+        }
+        if row < tile.rows {
+            quant_rows::<B, 1>(tile, row);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn quant_rows<B: Blocks, const R: usize>(tile: &QuantTile, row: usize) {
+    let blocks = tile.blocks;
+    // SAFETY: the tile covers `blocks` blocks of the panel and of the rows from `row` to `row + R`.
+    unsafe {
+        let x = tile.x.add(row * blocks * BLOCK);
+        let scales = tile.scales.add(row * blocks);
+        let sums = tile.sums.add(row * blocks);
+        let scaled_sums = tile.scaled_sums.add(row * blocks);
+        let mut total = [_mm512_setzero_ps(); R];
+        for b in 0..blocks {
+            let block = tile.panel.add(b * B::BYTES);
+            let values = unpack::<B>(block);
+            let scale = _mm512_cvtph_ps(_mm256_loadu_si256(block.add(B::VALUES).cast()));
+            let min = if B::MIN {
+                _mm512_cvtph_ps(_mm256_loadu_si256(block.add(B::VALUES + 2 * LANES).cast()))
+            } else {
+                _mm512_setzero_ps()
+            };
+            for r in 0..R {
+                let at = r * blocks + b;
+                let fours = x.add(at * BLOCK).cast::<i32>();
+                let zero = if B::ZERO == 0 { 0 } else { -B::ZERO * *sums.add(at) };
+                let mut dot = _mm512_set1_epi32(zero);
+                for (g, values) in values.iter().enumerate() {
+                    dot = _mm512_dpbusd_epi32(dot, *values, _mm512_set1_epi32(fours.add(g).read_unaligned()));
+                }
+                let by = _mm512_mul_ps(scale, _mm512_set1_ps(*scales.add(at)));
+                total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, total[r]);
+                if B::MIN {
+                    total[r] = _mm512_fmadd_ps(min, _mm512_set1_ps(*scaled_sums.add(at)), total[r]);
+                }
+            }
+        }
+        for (r, total) in total.into_iter().enumerate() {
+            put(tile.y.add((row + r) * tile.y_stride), total, tile.lanes, tile.add);
+        }
+    }
+}
+
+/// The eight groups of a block as unsigned bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn unpack<B: Blocks>(block: *const u8) -> [__m512i; 8] {
+    // SAFETY: the caller's block is whole.
+    let load = |i: usize| unsafe { _mm512_loadu_si512(block.add(64 * i).cast()) };
+    if B::NIBBLES {
+        let low = _mm512_set1_epi8(15);
+        let pairs = [load(0), load(1), load(2), load(3)];
+        let [a, b, c, d] = pairs.map(|p| _mm512_and_si512(p, low));
+        let [e, f, g, h] = pairs.map(|p| _mm512_and_si512(_mm512_srli_epi16(p, 4), low));
+        [a, b, c, d, e, f, g, h]
+    } else {
+        let flip = _mm512_set1_epi8(-128);
+        std::array::from_fn(|i| _mm512_xor_si512(load(i), flip))
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn put(y: *mut f32, total: __m512, lanes: usize, add: bool) {
+    let mask: __mmask16 = if lanes >= LANES { !0 } else { (1 << lanes) - 1 };
+    // SAFETY: only the caller's `lanes` places are touched.
+    unsafe {
+        let total = if add { _mm512_add_ps(total, _mm512_maskz_loadu_ps(mask, y)) } else { total };
+        _mm512_mask_storeu_ps(y, mask, total);
+    }
+}
+
+/// Sixteen neighbours as f32.
+pub trait Load: Copy {
+    /// # Safety
+    /// Sixteen values at `from`; the processor must have AVX-512.
+    unsafe fn sixteen(from: *const Self) -> __m512;
+}
+
+impl Load for f32 {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sixteen(from: *const f32) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+}
+
+impl Load for f16 {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sixteen(from: *const f16) -> __m512 {
+        // SAFETY: the caller's promise.
+        _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+}
+
+impl Load for bf16 {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn sixteen(from: *const bf16) -> __m512 {
+        // SAFETY: the caller's promise.
+        let bits = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(from.cast()) });
+        _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
+    }
+}
+
+/// # Safety
+/// See `PlainTile`; the processor must have the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+pub unsafe fn plain<T: Load>(tile: &PlainTile<T>) {
+    let mut row = 0;
+    // SAFETY: every step stays within the tile's rows and panels.
+    unsafe {
+        while row + 8 <= tile.rows {
+            each_panels::<T, 8>(tile, row);
+            row += 8;
+        }
+        if row + 4 <= tile.rows {
+            each_panels::<T, 4>(tile, row);
+            row += 4;
+        }
+        if row + 2 <= tile.rows {
+            each_panels::<T, 2>(tile, row);
+            row += 2;
+        }
+        if row < tile.rows {
+            each_panels::<T, 1>(tile, row);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn each_panels<T: Load, const R: usize>(tile: &PlainTile<T>, row: usize) {
+    let mut panel = 0;
+    // SAFETY: every step stays within the tile's panels.
+    unsafe {
+        // Few rows need more panels at once, or each fused multiply-add would wait for the one before.
+        if R <= 4 {
+            while panel + 4 <= tile.panels {
+                plain_rows::<T, R, 4>(tile, row, panel);
+                panel += 4;
+            }
+        }
+        while panel + 2 <= tile.panels {
+            plain_rows::<T, R, 2>(tile, row, panel);
+            panel += 2;
+        }
+        if panel < tile.panels {
+            plain_rows::<T, R, 1>(tile, row, panel);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+unsafe fn plain_rows<T: Load, const R: usize, const P: usize>(tile: &PlainTile<T>, row: usize, panel: usize) {
+    // SAFETY: the tile covers `k` inputs of these rows and panels.
+    unsafe {
+        let x = tile.x.add(row * tile.x_stride);
+        let mut w = tile.w.add(panel * tile.panel_step);
+        let mut total = [[_mm512_setzero_ps(); P]; R];
+        for k in 0..tile.k {
+            let mut values = [_mm512_setzero_ps(); P];
+            for (p, values) in values.iter_mut().enumerate() {
+                *values = T::sixteen(w.add(p * tile.panel_step));
+            }
+            for (r, total) in total.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*x.add(r * tile.x_stride + k));
+                for p in 0..P {
+                    total[p] = _mm512_fmadd_ps(values[p], x, total[p]);
+                }
+            }
+            w = w.wrapping_add(tile.w_step);
+        }
+        for (r, total) in total.into_iter().enumerate() {
+            for (p, total) in total.into_iter().enumerate() {
+                let lanes = if panel + p + 1 == tile.panels { tile.last_lanes } else { LANES };
+                let y = tile.y.add((row + r) * tile.y_stride + (panel + p) * LANES);
+                put(y, total, lanes, tile.add);
+            }
+        }
+    }
+}
