@@ -124,7 +124,8 @@ impl Core {
     }
 
     fn log_waiting(&mut self, target: &str, line: &str) {
-        let waiting: Vec<Id> = self.targets.get(target).map(|there| there.queue.iter().cloned().collect()).unwrap_or_default();
+        let waiting: Vec<Id> =
+            self.targets.get(target).map(|there| there.queue.iter().cloned().collect()).unwrap_or_default();
         waiting.iter().for_each(|id| self.log(id, line));
     }
 
@@ -219,7 +220,8 @@ impl Core {
     fn unloaded(&mut self, target: &str) {
         let Some(there) = self.targets.get_mut(target) else { return };
         (there.state, there.active) = (State::NotLoaded, 0);
-        let inside: Vec<Id> = self.running().filter(|(_, live)| live.target == target).map(|(id, _)| id.clone()).collect();
+        let inside: Vec<Id> =
+            self.running().filter(|(_, live)| live.target == target).map(|(id, _)| id.clone()).collect();
         self.back_to_queue(inside);
         self.fill(target);
     }

@@ -14,7 +14,9 @@ pub const WAIT_ATTEMPTS: u32 = 6;
 #[derive(Debug, PartialEq)]
 pub enum Verdict {
     /// Its turn comes again. `repeats` if it had begun.
-    Wait { repeats: bool },
+    Wait {
+        repeats: bool,
+    },
     End(Outcome),
 }
 

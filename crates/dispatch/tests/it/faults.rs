@@ -1,0 +1,133 @@
+//! Workers that are lost, models that break, a store that fails.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prediction::frame::{FromWorker, Hello, ToWorker};
+use prediction::{Event, Id, Outcome, Status};
+use serde_json::json;
+
+use crate::puppet::{Bench, settings, settle, succeeded, text};
+use crate::slow_store::SlowStore;
+
+const INTERRUPTED: &str = "Prediction interrupted; please retry (code: PA)";
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_worker_is_replaced_and_only_what_was_read_is_over() {
+    let mut bench = Bench::new().await;
+    let mut worker = bench.loaded(2).await;
+    for id in ["silent", "heard", "waits"] {
+        bench.submit(id).await;
+    }
+    worker.admits().await;
+    worker.admits().await;
+    worker.emits("silent", 1, [Event::Started]);
+    worker.emits("heard", 1, [Event::Started, text("a")]);
+    drop(worker);
+    assert_eq!(bench.end("heard").await.error.as_deref(), Some(INTERRUPTED));
+    let mut worker = bench.worker().await;
+    worker.loads("echo", 1).await;
+    assert_eq!(worker.admits().await.0.as_str(), "silent", "before those who came later");
+    worker.emits("silent", 1, [text("b"), succeeded()]);
+    let ended = bench.end("silent").await;
+    assert_eq!((ended.status, ended.output), (Status::Succeeded, Some(json!(["b"]))));
+    assert!(ended.logs.contains("the worker was lost; running again\n"), "{}", ended.logs);
+    assert_eq!(worker.admits().await.0.as_str(), "waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prediction_takes_down_two_workers_and_no_third() {
+    let mut bench = Bench::new().await;
+    bench.submit("poison").await;
+    for _ in 0..2 {
+        let mut worker = bench.worker().await;
+        worker.loads("echo", 1).await;
+        assert_eq!(worker.admits().await.0.as_str(), "poison");
+    }
+    assert_eq!(bench.end("poison").await.error.as_deref(), Some(INTERRUPTED));
+    bench.submit("next").await;
+    let mut worker = bench.worker().await;
+    worker.loads("echo", 1).await;
+    assert_eq!(worker.admits().await.0.as_str(), "next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_takes_the_worker_down_as_it_loads_has_failed_to_load() {
+    let mut bench = Bench::new().await;
+    bench.submit("p").await;
+    for _ in 0..2 {
+        bench.worker().await.is_asked_to_load("echo").await;
+    }
+    let ended = bench.end("p").await;
+    assert_eq!(ended.error.as_deref(), Some("the worker was lost while it loaded the model"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_prediction_whose_worker_is_lost_is_cancelled() {
+    let mut bench = Bench::new().await;
+    let mut worker = bench.loaded(1).await;
+    bench.submit("p").await;
+    worker.admits().await;
+    let id = Id::from("p");
+    let lose = async {
+        worker.is_asked_to_cancel("p").await;
+        drop(worker);
+    };
+    let (after, ()) = tokio::join!(bench.dispatch.cancel(&id), lose);
+    assert_eq!(after.unwrap().unwrap().status, Status::Canceled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_of_another_build_is_not_used() {
+    let mut bench = Bench::new().await;
+    let mut stranger = bench.launched().await;
+    assert!(matches!(stranger.frame().await, ToWorker::Hello(_)));
+    stranger.say(FromWorker::Hello(Hello { build: "other".into(), device: "cpu".into() }));
+    bench.submit("p").await;
+    let mut worker = bench.worker().await;
+    worker.loads("echo", 1).await;
+    assert_eq!(worker.admits().await.0.as_str(), "p");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_model_that_broke_is_loaded_again_for_who_was_on_the_way_in() {
+    let mut bench = Bench::new().await;
+    let mut worker = bench.loaded(2).await;
+    bench.submit("broke it").await;
+    bench.submit("on the way").await;
+    worker.admits().await;
+    worker.admits().await;
+    worker.emits("broke it", 1, [Event::Ended(Outcome::Failed { error: "the model panicked".into() })]);
+    worker.say(FromWorker::Unloaded { target: "echo".into() });
+    // What the worker answers to an admission after that is for nobody.
+    worker.emits("on the way", 1, [Event::Ended(Outcome::Failed { error: "echo is not loaded".into() })]);
+    worker.loads("echo", 1).await;
+    assert_eq!(worker.admits().await.0.as_str(), "on the way");
+    worker.emits("on the way", 1, [succeeded()]);
+    assert_eq!(bench.end("on the way").await.status, Status::Succeeded);
+    assert_eq!(bench.end("broke it").await.status, Status::Failed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_is_told_when_it_is_stored_and_not_before() {
+    let store = Arc::new(SlowStore::default());
+    let mut bench = Bench::on(store.clone(), settings()).await;
+    let mut worker = bench.loaded(1).await;
+    bench.submit("p").await;
+    worker.admits().await;
+    store.failing.store(true, Ordering::SeqCst);
+    worker.emits("p", 1, [Event::Started, text("a"), succeeded()]);
+    let mut reader = bench.feed.follow(&Id::from("p"), 0).await.unwrap().unwrap();
+    assert_eq!(reader.next().await.unwrap().event, Event::Started);
+    assert_eq!(reader.next().await.unwrap().event, text("a"), "readers do not wait for the disk");
+    assert!(tokio::time::timeout(Duration::from_secs(60), reader.next()).await.is_err(), "but for the end they do");
+    assert_eq!(bench.state("p").await.status, Status::Processing);
+    bench.submit_fails("q").await;
+    store.failing.store(false, Ordering::SeqCst);
+    assert_eq!(reader.next().await.unwrap().event, succeeded());
+    assert_eq!(bench.end("p").await.output, Some(json!(["a"])));
+    settle().await;
+    bench.submit("q").await;
+    assert_eq!(worker.admits().await.0.as_str(), "q");
+}

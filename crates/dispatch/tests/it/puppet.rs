@@ -1,0 +1,202 @@
+//! The stage: a store, a feed, dispatch, and workers whose part the test speaks.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispatch::{Dispatch, Gone, Launch, Link, Settings, SubmitError};
+use prediction::frame::{BUILD, Emitted, FromWorker, Hello, ToWorker};
+use prediction::{Event, Id, LoadSpec, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp, Weights};
+use store::feed::Feed;
+use store::{MemoryStore, Store, StoreError};
+use tokio::sync::mpsc;
+
+/// Longer than any wait here that can end; paused time makes it cheap.
+const PATIENCE: Duration = Duration::from_secs(4000);
+
+/// One launched worker, seen from inside.
+pub struct Puppet {
+    pub hears: mpsc::UnboundedReceiver<ToWorker>,
+    pub says: mpsc::UnboundedSender<FromWorker>,
+}
+
+struct Stage(mpsc::UnboundedSender<Puppet>);
+
+impl Launch for Stage {
+    fn launch(&self) -> io::Result<Link> {
+        let (to, hears) = mpsc::unbounded_channel();
+        let (says, from) = mpsc::unbounded_channel();
+        self.0.send(Puppet { hears, says }).map_err(io::Error::other)?;
+        Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
+    }
+}
+
+impl Puppet {
+    /// The next frame it is sent.
+    pub async fn frame(&mut self) -> ToWorker {
+        tokio::time::timeout(PATIENCE, self.hears.recv()).await.expect("nothing was said").expect("dispatch is gone")
+    }
+
+    pub fn say(&self, frame: FromWorker) {
+        let _ = self.says.send(frame);
+    }
+
+    pub async fn is_asked_to_load(&mut self, target: &str) {
+        let frame = self.frame().await;
+        assert!(matches!(&frame, ToWorker::Load(spec) if spec.target == target), "{frame:?}");
+    }
+
+    pub async fn loads(&mut self, target: &str, capacity: u32) {
+        self.is_asked_to_load(target).await;
+        self.say(FromWorker::Loaded { target: target.into(), bytes: 1, capacity, seconds: 0.25 });
+    }
+
+    /// Which prediction is let in next, and as which attempt.
+    pub async fn admits(&mut self) -> (Id, u32) {
+        match self.frame().await {
+            ToWorker::Admit { attempt, job, .. } => (job.id, attempt),
+            frame => panic!("{frame:?}"),
+        }
+    }
+
+    pub async fn is_asked_to_cancel(&mut self, id: &str) {
+        assert_eq!(self.frame().await, ToWorker::Cancel { id: Id::from(id) });
+    }
+
+    pub fn emits(&self, id: &str, attempt: u32, events: impl IntoIterator<Item = Event>) {
+        let emitted = |event| Emitted { id: Id::from(id), attempt, event };
+        self.say(FromWorker::Events(events.into_iter().map(emitted).collect()));
+    }
+
+    /// Nothing has been said that was not heard.
+    pub fn hears_nothing(&mut self) -> bool {
+        self.hears.try_recv().is_err()
+    }
+}
+
+pub struct Bench {
+    pub store: Arc<dyn Store>,
+    pub feed: Feed,
+    pub dispatch: Dispatch,
+    workers: mpsc::UnboundedReceiver<Puppet>,
+}
+
+pub fn spec(target: &str) -> LoadSpec {
+    LoadSpec {
+        target: target.into(),
+        model: "echo".into(),
+        weights: Weights::Path("none".into()),
+        device: "cpu".into(),
+        precision: None,
+        context_tokens: None,
+        concurrency: None,
+        threads: None,
+        defaults: Map::new(),
+    }
+}
+
+pub fn settings() -> Settings {
+    Settings::new("test", vec![spec("echo"), spec("other")])
+}
+
+pub fn request(id: &str) -> Request {
+    Request {
+        id: Id::from(id),
+        model: "pinion/echo".into(),
+        version: "v".into(),
+        target: "echo".into(),
+        input: Map::new(),
+        seed: 7,
+        created_at: Timestamp::now(),
+        deadline: None,
+        webhook: None,
+        webhook_events_filter: None,
+        origin: "http://127.0.0.1:5000".into(),
+        stream_key: format!("key-{id}"),
+        streams: true,
+    }
+}
+
+pub fn text(text: &str) -> Event {
+    Event::Output(Output::text(text))
+}
+
+pub fn succeeded() -> Event {
+    Event::Ended(Outcome::Succeeded)
+}
+
+impl Bench {
+    pub async fn new() -> Self {
+        Self::on(Arc::new(MemoryStore::new()), settings()).await
+    }
+
+    /// One life on a store that may hold what an earlier one left.
+    pub async fn on(store: Arc<dyn Store>, settings: Settings) -> Self {
+        let feed = Feed::new(store.clone());
+        let (launched, workers) = mpsc::unbounded_channel();
+        let stage = Arc::new(Stage(launched));
+        let dispatch = Dispatch::start(store.clone(), feed.clone(), stage, settings).await.unwrap();
+        Self { store, feed, dispatch, workers }
+    }
+
+    /// The next worker that is launched; it has exchanged hellos.
+    pub async fn worker(&mut self) -> Puppet {
+        let mut worker = self.launched().await;
+        assert!(matches!(worker.frame().await, ToWorker::Hello(hello) if hello.build == BUILD));
+        worker.say(FromWorker::Hello(Hello { build: BUILD.into(), device: "cpu".into() }));
+        worker
+    }
+
+    pub async fn launched(&mut self) -> Puppet {
+        tokio::time::timeout(PATIENCE, self.workers.recv()).await.expect("no worker").expect("dispatch is there")
+    }
+
+    /// A worker with the echo model in it.
+    pub async fn loaded(&mut self, capacity: u32) -> Puppet {
+        let mut worker = self.worker().await;
+        self.dispatch.submit(request("first")).await.unwrap();
+        worker.loads("echo", capacity).await;
+        let (id, attempt) = worker.admits().await;
+        worker.emits(id.as_str(), attempt, [succeeded()]);
+        self.end("first").await;
+        worker
+    }
+
+    pub async fn submit(&self, id: &str) {
+        let accepted = self.dispatch.submit(request(id)).await.unwrap();
+        assert_eq!(accepted.request.id.as_str(), id);
+    }
+
+    pub async fn submit_fails(&self, id: &str) {
+        let refused = self.dispatch.submit(request(id)).await.unwrap_err();
+        assert!(matches!(refused, SubmitError::Store(StoreError::Unavailable(_))), "{refused}");
+    }
+
+    /// Every event of a prediction, to its end.
+    pub async fn events(&self, id: &str) -> Vec<Numbered> {
+        let mut reader = self.feed.follow(&Id::from(id), 0).await.unwrap().expect(id);
+        let mut events = Vec::new();
+        while let Some(event) = tokio::time::timeout(PATIENCE, reader.next()).await.expect("it does not end") {
+            events.push(event);
+        }
+        events
+    }
+
+    /// Waits for the end; how it stands then in the store.
+    pub async fn end(&self, id: &str) -> Prediction {
+        let events = self.events(id).await;
+        let numbers: Vec<u64> = events.iter().map(|event| event.seq).collect();
+        assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "without gaps");
+        assert_eq!(self.store.events(&Id::from(id), 0).await.unwrap(), events, "the store has what was told");
+        self.store.get(&Id::from(id)).await.unwrap().unwrap()
+    }
+
+    pub async fn state(&self, id: &str) -> Prediction {
+        self.feed.snapshot(&Id::from(id)).await.unwrap().unwrap()
+    }
+}
+
+/// Everything that can happen without time passing has happened.
+pub async fn settle() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
