@@ -40,3 +40,64 @@ pub fn verdict(lease: &Lease, now: Timestamp) -> Verdict {
 pub fn interrupted() -> Outcome {
     Outcome::Failed { error: INTERRUPTED.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use prediction::{Event, Id, Map, Numbered, Output, Prediction, Request};
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_000_000);
+
+    fn left(events: Vec<Event>, attempt: u32) -> Lease {
+        let mut prediction = Prediction::new(Request {
+            id: Id::from("p"),
+            model: "pinion/echo".into(),
+            version: "v".into(),
+            target: "echo".into(),
+            input: Map::new(),
+            seed: 1,
+            created_at: Timestamp(0),
+            deadline: None,
+            webhook: None,
+            webhook_events_filter: None,
+            origin: "http://127.0.0.1:5000".into(),
+            stream_key: "k".into(),
+            streams: true,
+        });
+        for (seq, event) in (1..).zip(events) {
+            let _ = prediction.apply(&Numbered { seq, at: Timestamp(1), event });
+        }
+        Lease { prediction, attempt, cancel_requested: false }
+    }
+
+    fn due(mut lease: Lease) -> Lease {
+        lease.prediction.request.deadline = Some(NOW);
+        lease
+    }
+
+    #[test]
+    fn what_becomes_of_an_unfinished_prediction() {
+        let begun = || vec![Event::Started, Event::Log("hm".into())];
+        let heard = || vec![Event::Output(Output::text("a"))];
+        let (wait, repeat) = (Verdict::Wait { repeats: false }, Verdict::Wait { repeats: true });
+        let over = || Verdict::End(interrupted());
+        let table = [
+            ("never began", left(vec![], 2), wait),
+            ("began and said nothing", left(begun(), RUN_ATTEMPTS), repeat),
+            ("began in two lives", left(begun(), RUN_ATTEMPTS + 1), over()),
+            ("was heard", left(heard(), 2), over()),
+            ("only ever waited, for too many lives", left(vec![], WAIT_ATTEMPTS + 1), over()),
+            ("its deadline passed while it waited", due(left(vec![], 2)), Verdict::End(Outcome::Aborted)),
+            ("its deadline passed after it began", due(left(begun(), 2)), Verdict::End(Outcome::Canceled)),
+            (
+                "somebody cancelled it",
+                Lease { cancel_requested: true, ..left(heard(), 2) },
+                Verdict::End(Outcome::Canceled),
+            ),
+        ];
+        for (what, lease, becomes) in table {
+            assert_eq!(verdict(&lease, NOW), becomes, "{what}");
+        }
+    }
+}

@@ -103,7 +103,11 @@ impl Seat {
         let Some(attempt) = self.inside.remove(id) else { return Ok(false) };
         out.push(ended(id.clone(), attempt, Outcome::Canceled));
         let Some(loaded) = &mut self.loaded else { return Ok(true) };
-        match guarded(|| Ok(loaded.cancel(id))) {
+        let forgotten = guarded(|| {
+            loaded.cancel(id);
+            Ok(())
+        });
+        match forgotten {
             Ok(()) => self.fill(out).map(|()| true),
             Err(fault) => Err(self.fail(&fault.into_error(), out)),
         }
@@ -117,7 +121,10 @@ impl Seat {
         }
         let loaded = self.loaded.take();
         // A destructor of a broken model may panic too; there is nobody left to tell.
-        let _ = guarded(|| Ok(drop(loaded)));
+        let _ = guarded(|| {
+            drop(loaded);
+            Ok(())
+        });
         Broken
     }
 
