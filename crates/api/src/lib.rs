@@ -84,6 +84,3 @@ pub fn router(api: Api) -> axum::Router {
     let catalog = Catalog::new(api.served.clone());
     routes::router(Arc::new(App { api, catalog, gate: Gate::default() }))
 }
-
-#[cfg(test)]
-mod tests;

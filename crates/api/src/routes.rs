@@ -5,7 +5,7 @@ use std::{any::Any, sync::Arc};
 use axum::{
     Router,
     extract::Request,
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodFilter, any, get, on, post},
@@ -75,13 +75,14 @@ pub fn router(app: Arc<App>) -> Router {
     let routes = api()
         .route_layer(middleware::from_fn_with_state(app.clone(), auth::check))
         .merge(open())
-        .method_not_allowed_fallback(async |method: Method, request: Request| {
-            wrong_method(&method, request.uri().path())
-        })
-        .fallback(async || Problem::not_found())
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(finish))
-        .with_state(app);
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| wrong_method(&method, uri.path()))
+        .fallback(async || Problem::not_found());
+    around(routes.with_state(app))
+}
+
+/// What stands before and after every route.
+fn around(routes: Router) -> Router {
+    let routes = routes.layer(CatchPanicLayer::custom(panicked)).layer(middleware::from_fn(finish));
     // Outside of the routing, which has no prefix.
     Router::new().fallback_service(MapRequestLayer::new(origin::without_prefix).layer(routes))
 }
@@ -125,5 +126,31 @@ fn loggable(path: &str) -> String {
     match path.strip_prefix("/streams/") {
         Some(_) => "/streams/{key}".into(),
         None => path.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_handler_is_a_500_in_the_same_form() {
+        async fn broken() {
+            panic!("on purpose")
+        }
+        let router = around(Router::new().route("/broken", get(broken)));
+        let request = Request::builder().uri("/v1/broken").body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
+    }
+
+    #[test]
+    fn a_streams_key_is_not_logged() {
+        assert_eq!(loggable("/streams/0123"), "/streams/{key}");
+        assert_eq!(loggable("/predictions/0123"), "/predictions/0123");
     }
 }
