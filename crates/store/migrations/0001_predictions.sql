@@ -16,7 +16,7 @@ CREATE TABLE predictions (
 ) STRICT;
 CREATE INDEX predictions_newest ON predictions (kind, created_at);
 CREATE INDEX predictions_stream ON predictions (stream_key);
-CREATE INDEX predictions_open ON predictions (kind, created_at, lease_until) WHERE ended_at IS NULL;
+CREATE INDEX predictions_open ON predictions (kind, created_at, key, lease_until) WHERE ended_at IS NULL;
 CREATE INDEX predictions_unswept ON predictions (ended_at) WHERE ended_at IS NOT NULL AND data_removed = 0;
 
 -- Apart from the row, so that a large input is written once and not with every batch of events.

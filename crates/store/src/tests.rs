@@ -26,3 +26,5 @@ mod sqlite_conforms {
 mod memory_conforms {
     crate::conformance!(crate::tests::memory);
 }
+
+mod agree;

@@ -10,6 +10,7 @@ mod tail;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use prediction::{Id, Numbered, Prediction, Request, Transition};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -19,6 +20,9 @@ use tail::{Published, Tail};
 
 use crate::{Store, StoreError};
 
+/// How often the store is asked for news of a prediction that somebody here follows and that is not live here.
+const STORE_POLL_MILLIS: u64 = 500;
+
 #[derive(Clone)]
 pub struct Feed {
     shared: Arc<Shared>,
@@ -26,6 +30,7 @@ pub struct Feed {
 
 struct Shared {
     store: Arc<dyn Store>,
+    poll: Duration,
     /// Live predictions, and those that somebody here follows while they wait or run elsewhere.
     tails: Mutex<HashMap<Id, Arc<Tail>>>,
     watchers: Mutex<Vec<UnboundedSender<Request>>>,
@@ -33,7 +38,11 @@ struct Shared {
 
 impl Feed {
     pub fn new(store: Arc<dyn Store>) -> Self {
-        Self { shared: Arc::new(Shared { store, tails: Mutex::default(), watchers: Mutex::default() }) }
+        Self::with_poll(store, Duration::from_millis(STORE_POLL_MILLIS))
+    }
+
+    fn with_poll(store: Arc<dyn Store>, poll: Duration) -> Self {
+        Self { shared: Arc::new(Shared { store, poll, tails: Mutex::default(), watchers: Mutex::default() }) }
     }
 
     /// The prediction is live here from now on, as it stands in the store. Opening it again keeps what is newer.
@@ -149,3 +158,6 @@ impl Shared {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prediction::{Event, Id, Numbered};
 use tokio::sync::watch;
@@ -10,9 +9,6 @@ use tokio::sync::watch;
 use super::Shared;
 use super::tail::{Look, Tail};
 use crate::StoreError;
-
-/// How often the store is asked for news of a prediction that runs on another host.
-const STORE_POLL_MILLIS: u64 = 500;
 
 pub struct Reader {
     shared: Arc<Shared>,
@@ -113,7 +109,7 @@ impl Reader {
 
     async fn pause(&mut self) {
         let Source::Tail { changed, .. } = &mut self.source else { return };
-        let _ = tokio::time::timeout(Duration::from_millis(STORE_POLL_MILLIS), wait(changed)).await;
+        let _ = tokio::time::timeout(self.shared.poll, wait(changed)).await;
     }
 }
 

@@ -11,17 +11,16 @@ use sqlx::sqlite::SqliteConnection;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-/// A checkpoint is due after this many groups...
-const GROUPS_BETWEEN: usize = 500;
-/// ...or about this many bytes, whichever comes first.
+/// A checkpoint is due after about this many bytes of log.
 const BYTES_BETWEEN: usize = 4 << 20;
-/// Pages of 4 KiB that the log may hold before the writer helps: 32 MiB.
-const LOG_PAGES: i64 = 8192;
+/// What a change writes beside its own bytes: it touches about three pages of tables and indexes.
+const BYTES_OF_A_CHANGE: usize = 12 << 10;
+/// Pages of 4 KiB that the log may hold before the writer helps: 16 MiB.
+const LOG_PAGES: i64 = 4096;
 
 pub(super) struct Checkpoints {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
-    groups: usize,
     bytes: usize,
 }
 
@@ -39,20 +38,19 @@ impl Checkpoints {
             async move {
                 loop {
                     shared.due.notified().await;
-                    let pages_left = checkpoint(&mut rows).await;
-                    shared.writer_must_help.store(pages_left > LOG_PAGES, Ordering::Relaxed);
+                    let log_pages = checkpoint(&mut rows).await;
+                    shared.writer_must_help.store(log_pages > LOG_PAGES, Ordering::Relaxed);
                 }
             }
         });
-        Self { shared, task, groups: 0, bytes: 0 }
+        Self { shared, task, bytes: 0 }
     }
 
     /// Called after every group, with the writer's connection in no transaction.
-    pub(super) async fn wrote(&mut self, bytes: usize, writer: &mut SqliteConnection) {
-        self.groups += 1;
-        self.bytes += bytes;
-        if self.groups >= GROUPS_BETWEEN || self.bytes >= BYTES_BETWEEN {
-            (self.groups, self.bytes) = (0, 0);
+    pub(super) async fn wrote(&mut self, changes: usize, bytes: usize, writer: &mut SqliteConnection) {
+        self.bytes += changes * BYTES_OF_A_CHANGE + bytes;
+        if self.bytes >= BYTES_BETWEEN {
+            self.bytes = 0;
             self.shared.due.notify_one();
         }
         if self.shared.writer_must_help.swap(false, Ordering::Relaxed) {
@@ -67,16 +65,13 @@ impl Checkpoints {
     }
 }
 
-/// The pages in the log if some could not be moved (a reader is still in them, or more came), else 0.
+/// How many pages the log held when it began. All of them are in the database file now, unless a reader is still in
+/// an older state, but the log starts over only if the writer comes before it has grown again.
 async fn checkpoint(rows: &mut SqliteConnection) -> i64 {
     let answer = sqlx::query("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(rows).await;
-    match answer.and_then(|row| Ok((row.try_get::<i64, _>(1)?, row.try_get::<i64, _>(2)?))) {
-        Ok((log, moved)) if moved < log => log,
-        Ok(_) => 0,
-        Err(why) => {
-            // The log grows until the next try; nothing is lost.
-            tracing::warn!("cannot checkpoint the store: {why}");
-            0
-        }
-    }
+    answer.and_then(|row| row.try_get(1)).unwrap_or_else(|why| {
+        // The log grows until the next try; nothing is lost.
+        tracing::warn!("cannot checkpoint the store: {why}");
+        0
+    })
 }

@@ -47,9 +47,17 @@ pub(super) async fn by_stream_key(pool: &SqlitePool, key: &str) -> Result<Option
 pub(super) async fn list(pool: &SqlitePool, query: &ListQuery) -> Result<Page, StoreError> {
     let back = query.cursor.is_some_and(|cursor| cursor.back);
     let from = query.cursor.unwrap_or(Cursor { created_at: Timestamp(i64::MAX), key: i64::MAX, back: false });
+    // The cursor narrows the range of times too: that is what the index can use to start at the page.
+    let after = query.created_after.map_or(i64::MIN, |after| after.0);
+    let before = query.created_before.map_or(i64::MAX, |before| before.0);
+    let (after, before) = if back {
+        (after.max(from.created_at.0), before)
+    } else {
+        (after, before.min(from.created_at.0.saturating_add(1)))
+    };
     let found = sqlx::query(if back { NEWER } else { OLDER })
-        .bind(query.created_after.map_or(i64::MIN, |after| after.0))
-        .bind(query.created_before.map_or(i64::MAX, |before| before.0))
+        .bind(after)
+        .bind(before)
         .bind(from.created_at.0)
         .bind(from.key)
         .bind(query.page_size as i64 + 1);
@@ -76,7 +84,7 @@ pub(super) fn event(row: &SqliteRow) -> Result<Numbered, StoreError> {
 
 pub(super) async fn waiting(pool: &SqlitePool, now: Timestamp) -> Result<u64, StoreError> {
     let count = sqlx::query(
-        "SELECT count(*) FROM predictions \
+        "SELECT count(*) FROM predictions INDEXED BY predictions_open \
          WHERE kind = 'prediction' AND ended_at IS NULL AND (lease_until IS NULL OR lease_until <= ?)",
     );
     let row = count.bind(now.0).fetch_one(pool).await.map_err(|why| unavailable(&why))?;

@@ -23,9 +23,9 @@ pub(super) trait Change: Send + Sync + 'static {
     /// Whether the answer is a promise that outlives a power cut. Others are kept in order, and soon.
     fn is_durable(&self) -> bool;
 
-    /// About how much it writes.
+    /// The bulk of what it writes, on top of the few pages that every change touches.
     fn bytes(&self) -> usize {
-        256
+        0
     }
 
     /// May run twice, the first time in a transaction that was undone.
@@ -65,7 +65,7 @@ impl Writer {
     pub(super) fn start(rows: SqliteConnection, checkpoints: SqliteConnection) -> Self {
         let (inbox, waiting) = mpsc::channel(WAITING_CHANGES);
         let checkpoints = Checkpoints::start(checkpoints);
-        tokio::spawn(Loop { rows, waiting, checkpoints, syncs: true }.run());
+        tokio::spawn(Loop { rows, waiting, checkpoints, syncs: None }.run());
         Self { inbox }
     }
 
@@ -90,8 +90,8 @@ struct Loop {
     rows: SqliteConnection,
     waiting: mpsc::Receiver<Message>,
     checkpoints: Checkpoints,
-    /// Whether a commit waits for the disk now: the connection's `synchronous`.
-    syncs: bool,
+    /// Whether a commit waits for the disk now, the connection's `synchronous`, if that is known.
+    syncs: Option<bool>,
 }
 
 impl Loop {
@@ -124,7 +124,7 @@ impl Loop {
     }
 
     async fn commit(&mut self, mut group: Vec<Box<dyn Task>>) {
-        let bytes = group.iter().map(|task| task.bytes()).sum();
+        let (changes, bytes) = (group.len(), group.iter().map(|task| task.bytes()).sum());
         match self.transaction(&mut group).await {
             Ok(()) => group.into_iter().for_each(|task| task.tell()),
             Err(why) if group.len() == 1 => group.into_iter().for_each(|task| task.fail(&why)),
@@ -141,12 +141,10 @@ impl Loop {
                 }
             }
         }
-        self.checkpoints.wrote(bytes, &mut self.rows).await;
+        self.checkpoints.wrote(changes, bytes, &mut self.rows).await;
     }
 
     async fn transaction(&mut self, group: &mut [Box<dyn Task>]) -> Result<(), sqlx::Error> {
-        let durable = group.iter().any(|task| task.is_durable());
-        self.sync(durable).await?;
         let done = self.attempt(group).await;
         if done.is_err() {
             // After some errors SQLite has rolled back by itself and says so: that is as good.
@@ -156,7 +154,11 @@ impl Loop {
     }
 
     async fn attempt(&mut self, group: &mut [Box<dyn Task>]) -> Result<(), sqlx::Error> {
-        sqlx::query("BEGIN IMMEDIATE").execute(&mut self.rows).await?;
+        let durable = group.iter().any(|task| task.is_durable());
+        let begin = self.begin(durable);
+        self.syncs = None;
+        sqlx::query(begin).execute(&mut self.rows).await?;
+        self.syncs = Some(durable);
         for task in group {
             task.apply(&mut self.rows).await?;
         }
@@ -165,13 +167,12 @@ impl Loop {
     }
 
     /// In write-ahead mode NORMAL leaves the fsync out and keeps the order: a later durable commit covers it too.
-    async fn sync(&mut self, durable: bool) -> Result<(), sqlx::Error> {
-        if self.syncs != durable {
-            let pragma = if durable { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" };
-            sqlx::query(pragma).execute(&mut self.rows).await?;
-            self.syncs = durable;
+    fn begin(&self, durable: bool) -> &'static str {
+        match durable {
+            _ if self.syncs == Some(durable) => "BEGIN IMMEDIATE",
+            true => "PRAGMA synchronous = FULL; BEGIN IMMEDIATE",
+            false => "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
         }
-        Ok(())
     }
 }
 
