@@ -22,7 +22,7 @@ pub(super) struct Tail {
 enum State {
     /// Not live here: the store knows.
     Dormant,
-    Live(Live),
+    Live(Box<Live>),
 }
 
 struct Live {
@@ -66,7 +66,8 @@ impl Tail {
             State::Live(live) if live.prediction.last_seq >= prediction.last_seq => return false,
             State::Live(_) => false,
         };
-        *state = State::Live(Live { base: prediction.last_seq, prediction, events: Vec::new() });
+        let live = Live { base: prediction.last_seq, prediction, events: Vec::new() };
+        *state = State::Live(Box::new(live));
         drop(state);
         self.changed.send_replace(());
         is_new
