@@ -51,7 +51,7 @@ impl Writer {
     }
 
     fn data(mut self, data: &[u8]) -> Vec<u8> {
-        while self.bytes.len() % 32 != 0 {
+        while !self.bytes.len().is_multiple_of(32) {
             self.bytes.push(0);
         }
         self.bytes.extend(data);
