@@ -37,22 +37,33 @@ pub fn resume_after(number: u64) -> u64 {
     (number / 2).saturating_sub(1)
 }
 
-/// What one event says on the stream. Logs and metrics say nothing: one client fails on unknown names.
-pub fn frames(event: &Numbered) -> Vec<Frame> {
-    match &event.event {
-        Event::Output(output) => output_frame(event, output).into_iter().collect(),
-        Event::Ended(outcome) => end(outcome, event.seq, event.at),
-        Event::Started | Event::Log(_) | Event::Metric { .. } => Vec::new(),
-    }
+/// Frames a prediction's events in their order. It remembers one thing: a CR LF may come in two pieces of text.
+#[derive(Debug, Default)]
+pub struct Framer {
+    after_cr: bool,
 }
 
-fn output_frame(event: &Numbered, output: &Output) -> Option<Frame> {
-    let (Output::Item(value) | Output::Whole(value)) = output;
-    let text = match value {
-        Value::String(text) => text.clone(),
-        other => json_text(other),
-    };
-    (!text.is_empty()).then(|| frame("output", number(event.seq), event.at, &text))
+impl Framer {
+    /// What one event says on the stream. Logs and metrics say nothing: one client fails on unknown names.
+    pub fn frames(&mut self, event: &Numbered) -> Vec<Frame> {
+        match &event.event {
+            Event::Output(output) => self.output(event, output).into_iter().collect(),
+            Event::Ended(outcome) => end(outcome, event.seq, event.at),
+            Event::Started | Event::Log(_) | Event::Metric { .. } => Vec::new(),
+        }
+    }
+
+    fn output(&mut self, event: &Numbered, output: &Output) -> Option<Frame> {
+        let (Output::Item(value) | Output::Whole(value)) = output;
+        let text = match value {
+            Value::String(text) => text.clone(),
+            other => json_text(other),
+        };
+        let last = text.chars().last()?;
+        let was_after_cr = std::mem::replace(&mut self.after_cr, last == '\r');
+        let text = if was_after_cr { text.strip_prefix('\n').unwrap_or(&text) } else { &text };
+        (!text.is_empty()).then(|| frame("output", number(event.seq), event.at, text))
+    }
 }
 
 /// How a stream closes. `done` is last, and its data is never empty.

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::{
     App,
     errors::{Answer, Problem},
-    sse::{self, Frame},
+    sse::{self, Frame, Framer},
 };
 
 /// Silence is broken this often: one client gives up after 30 s without a byte.
@@ -29,7 +29,9 @@ pub async fn stream(State(app): State<Arc<App>>, Path(key): Path<String>, header
     let id = app.api.store.by_stream_key(&key).await?.ok_or_else(Problem::not_found)?;
     let seen = sse::last_seen(headers.get("last-event-id").and_then(|value| value.to_str().ok()));
     let reader = app.api.feed.follow(&id, sse::resume_after(seen)).await?.ok_or_else(Problem::not_found)?;
-    let follower = Follower { app, id, reader, seen, ready: VecDeque::from([sse::HELLO.to_owned()]), done: false };
+    let framer = Framer::default();
+    let follower =
+        Follower { app, id, reader, framer, seen, ready: VecDeque::from([sse::HELLO.to_owned()]), done: false };
     let body = stream::unfold(follower, |mut follower| async {
         let chunk = follower.next().await?;
         Some((Ok::<_, std::convert::Infallible>(Bytes::from(chunk)), follower))
@@ -51,6 +53,7 @@ struct Follower {
     app: Arc<App>,
     id: Id,
     reader: Reader,
+    framer: Framer,
     /// The last frame that the caller has.
     seen: u64,
     ready: VecDeque<String>,
@@ -71,7 +74,8 @@ impl Follower {
                 Err(_) => return Some(sse::PING.to_owned()),
                 Ok(Some(event)) => {
                     self.done = matches!(event.event, prediction::Event::Ended(_));
-                    self.say(sse::frames(&event));
+                    let frames = self.framer.frames(&event);
+                    self.say(frames);
                 }
                 // The events were removed, or the caller had them all: the end is said from what is kept.
                 Ok(None) => {
