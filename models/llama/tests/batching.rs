@@ -1,0 +1,125 @@
+//! Who shares a step with whom changes nothing in what anybody says.
+
+use std::sync::Arc;
+
+use ::prediction::{Id, Loaded};
+use candle_core::Device;
+use kernels::Pool;
+use serde_json::{Value, json};
+
+use super::super::net::{Cache, Net, Rows};
+use super::super::weights::Opened;
+use super::{alone, golden, job, of, pieces, steps, tiny};
+
+const WEIGHTS: [&str; 4] = ["tiny-llama3", "tiny-tied", "tiny-sharded-bf16", "tiny-q.gguf"];
+
+/// Prompts short and long, greedy and with seeds, with penalties and without.
+fn inputs() -> Vec<Value> {
+    vec![
+        json!({"prompt": "The lamp of the outer light", "temperature": 0, "max_tokens": 24}),
+        json!({"prompt": "Who rang the pilot station twice? ".repeat(4), "seed": 3, "temperature": 1.5, "max_tokens": 20}),
+        json!({"prompt": "x", "seed": 4, "temperature": 0.9, "top_k": 20, "frequency_penalty": 0.5, "max_tokens": 31}),
+        json!({"prompt": "nine people aboard", "temperature": 0, "repetition_penalty": 1.3, "max_tokens": 9}),
+    ]
+}
+
+#[test]
+fn together_they_say_what_each_says_alone() {
+    for weights in WEIGHTS {
+        let mut pipeline = tiny(weights);
+        let texts: Vec<_> = inputs().into_iter().map(|input| pieces(&alone(&mut pipeline, input))).collect();
+        assert!(texts.iter().all(|text| text.len() > 3), "{weights}: {texts:?}");
+        // Each joins while the others are at work, in this order and in the other.
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0]] {
+            let mut events = Vec::new();
+            for index in order {
+                pipeline.admit(job(&index.to_string(), inputs()[index].clone())).unwrap();
+                events.extend(steps(&mut pipeline, 2));
+            }
+            events.extend(steps(&mut pipeline, 1000));
+            for (index, text) in texts.iter().enumerate() {
+                assert_eq!(
+                    &pieces(of(&index.to_string(), &events)),
+                    text,
+                    "{weights}: prediction {index} of {order:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prediction_that_is_cancelled_leaves_no_trace() {
+    let mut pipeline = tiny("tiny-llama3");
+    let text = pieces(&alone(&mut pipeline, inputs()[0].clone()));
+    for id in ["a", "b", "c", "d"] {
+        pipeline.admit(job(id, inputs()[1].clone())).unwrap();
+    }
+    steps(&mut pipeline, 3);
+    for id in ["a", "c", "nobody"] {
+        pipeline.cancel(&Id::from(id));
+    }
+    assert_eq!(pipeline.active(), 2);
+    pipeline.admit(job("e", inputs()[0].clone())).unwrap();
+    let events = steps(&mut pipeline, 1000);
+    assert_eq!(pieces(of("e", &events)), text);
+    assert!(of("a", &events).is_empty() && of("c", &events).is_empty());
+}
+
+#[test]
+fn a_seed_repeats_and_another_one_differs() {
+    let mut pipeline = tiny("tiny-tied");
+    let mut say = |seed: i64| {
+        pieces(&alone(&mut pipeline, json!({"prompt": "Hi", "temperature": 2, "seed": seed, "max_tokens": 16})))
+    };
+    assert_eq!(say(5), say(5));
+    assert_ne!(say(5), say(6));
+    assert_eq!(say(0), say(11), "0 means the job's seed");
+}
+
+#[test]
+fn a_long_prompt_does_not_silence_the_others() {
+    let mut pipeline = tiny("tiny-llama3");
+    let speaker = json!({"prompt": "x", "temperature": 0, "min_tokens": 50, "max_tokens": 50});
+    pipeline.admit(job("speaker", speaker)).unwrap();
+    steps(&mut pipeline, 1);
+    pipeline.admit(job("reader", json!({"prompt": "salted cod ".repeat(12), "max_tokens": 1}))).unwrap();
+    let mut silent = 0;
+    let mut read = 0;
+    while pipeline.active() == 2 {
+        let mut spoke = 0;
+        pipeline.step(&mut |id, _| spoke += usize::from(id.as_str() == "speaker")).unwrap();
+        read += 1;
+        silent += usize::from(spoke == 0);
+    }
+    assert!(read > 2, "the prompt went through in {read} steps");
+    // A token that ends inside a character shows nothing yet.
+    assert!(silent < read, "{silent} of {read} steps");
+}
+
+/// The bits of the last logits of `prompts`, each in its own slot, all in one forward.
+fn logits(net: &Net, prompts: &[(usize, &[u32])]) -> Vec<Vec<u32>> {
+    let mut cache = Cache::new(net, 4, 64, candle_core::DType::F16).unwrap();
+    let mut rows = Rows::default();
+    for &(slot, tokens) in prompts {
+        rows.push(slot, 0, tokens);
+        rows.want_last();
+    }
+    let logits = net.forward(&rows, &mut cache).unwrap().unwrap().to_vec2::<f32>().unwrap();
+    logits.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()
+}
+
+#[test]
+fn logits_are_bit_equal_in_any_company_and_on_any_number_of_threads() {
+    for weights in WEIGHTS {
+        let opened = Opened::open(&golden(weights)).unwrap();
+        let nets = [1, 2, 3].map(|threads| opened.net(&Device::Cpu, &Arc::new(Pool::new(threads)), None).unwrap());
+        let prompt: Vec<u32> = (10..43).collect();
+        let want = logits(&nets[0], &[(0, &prompt)]);
+        for net in &nets {
+            assert_eq!(logits(net, &[(3, &prompt)]), want, "{weights}: another slot, {} threads", net.pool.threads());
+            let company = logits(net, &[(1, &[7, 8, 9]), (0, &prompt), (2, &[300]), (3, &prompt[..20])]);
+            assert_eq!(company[1], want[0], "{weights}: in company, {} threads", net.pool.threads());
+        }
+    }
+}
