@@ -4,6 +4,9 @@ pub mod llama;
 
 use std::sync::Arc;
 
+use ::prediction::{LoadSpec, PredictError};
+use serde::Serialize;
+
 /// What the rest of the program knows of a model.
 pub struct Entry {
     /// The folder's name.
@@ -14,6 +17,34 @@ pub struct Entry {
     pub lock: &'static str,
     /// The text of the folder's cog.yaml: mirrors of the weights stand there under `native:`.
     pub manifest: &'static str,
+    /// How fast the net is on this machine, without text and store.
+    pub bench: fn(&LoadSpec, &BenchShape, &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError>,
+}
+
+/// What a bench run asks of a model that reads and says tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BenchShape {
+    pub prompt_tokens: usize,
+    pub decode_tokens: usize,
+    /// Predictions at once.
+    pub batch: usize,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchResult {
+    /// Files to the first possible step, tokenizer included.
+    pub load_s: f64,
+    /// From the ids of one prompt to its first token.
+    pub time_to_first_token_s: f64,
+    /// All prompts together.
+    pub prefill_tokens_per_s: f64,
+    /// All predictions together.
+    pub decode_tokens_per_s: f64,
+    pub prompt_tokens: usize,
+    pub decode_tokens: usize,
+    pub batch: usize,
+    pub threads: usize,
+    pub weights_bytes: u64,
 }
 
 /// Every model there is.

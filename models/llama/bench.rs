@@ -4,40 +4,19 @@
 use std::time::Instant;
 
 use prediction::{LoadSpec, PredictError};
-use serde::Serialize;
 
 use super::net::Rows;
 use super::pipeline::{Pipeline, device_error};
 use super::sampler::greatest;
+use crate::{BenchResult, BenchShape};
 
 /// Prompt tokens in one forward.
 const CHUNK_TOKENS: usize = 512;
 
-#[derive(Debug, Clone, Serialize)]
-pub struct BenchResult {
-    /// Files to the first possible step, tokenizer included.
-    pub load_s: f64,
-    /// From the ids of one prompt to its first token.
-    pub time_to_first_token_s: f64,
-    /// All prompts together.
-    pub prefill_tokens_per_s: f64,
-    /// All predictions together.
-    pub decode_tokens_per_s: f64,
-    pub prompt_tokens: usize,
-    pub decode_tokens: usize,
-    pub batch: usize,
-    pub threads: usize,
-    pub weights_bytes: u64,
-}
-
-/// Reads `batch` prompts of `prompt_tokens`, then says `decode_tokens` behind each of them, all together.
-pub fn run(
-    spec: &LoadSpec,
-    prompt_tokens: usize,
-    decode_tokens: usize,
-    batch: usize,
-    report: &mut dyn FnMut(&str),
-) -> Result<BenchResult, PredictError> {
+/// Reads `batch` prompts, then says `decode_tokens` behind each of them, all together; the same once before, unmeasured
+/// and with a single step, so that every page and buffer has been touched.
+pub fn run(spec: &LoadSpec, shape: &BenchShape, report: &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError> {
+    let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
     if prompt_tokens == 0 || batch == 0 {
         return Err(PredictError::FixInput("prompt tokens and batch are at least 1".into()));
     }
@@ -48,6 +27,30 @@ pub fn run(
     let mut pipeline = Pipeline::load(&spec, report)?;
     let load_s = began.elapsed().as_secs_f64();
 
+    measure(&mut pipeline, &BenchShape { decode_tokens: 1, ..*shape })?;
+    let times = measure(&mut pipeline, shape)?;
+    Ok(BenchResult {
+        load_s,
+        time_to_first_token_s: times.first_token_s,
+        prefill_tokens_per_s: (batch * prompt_tokens) as f64 / times.prefill_s,
+        decode_tokens_per_s: (batch * decode_tokens) as f64 / times.decode_s.max(f64::MIN_POSITIVE),
+        prompt_tokens,
+        decode_tokens,
+        batch,
+        threads: pipeline.net.pool.threads(),
+        weights_bytes: pipeline.net.bytes(),
+    })
+}
+
+/// Seconds of one pass.
+struct Times {
+    first_token_s: f64,
+    prefill_s: f64,
+    decode_s: f64,
+}
+
+fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, PredictError> {
+    let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
     let began = Instant::now();
     let mut first_token_s = 0.0;
     let mut said = Vec::with_capacity(batch);
@@ -60,7 +63,7 @@ pub fn run(
             if (index + 1) * CHUNK_TOKENS >= prompt_tokens {
                 rows.want_last();
             }
-            if let Some(&token) = step(&mut pipeline, &rows)?.first() {
+            if let Some(&token) = step(pipeline, &rows)?.first() {
                 last = token;
             }
         }
@@ -72,26 +75,15 @@ pub fn run(
     let prefill_s = began.elapsed().as_secs_f64();
 
     let began = Instant::now();
-    for position in prompt_tokens..positions {
+    for position in prompt_tokens..prompt_tokens + decode_tokens {
         let mut rows = Rows::default();
         for (slot, token) in said.iter().enumerate() {
             rows.push(slot, position, &[*token]);
             rows.want_last();
         }
-        said = step(&mut pipeline, &rows)?;
+        said = step(pipeline, &rows)?;
     }
-    let decode_s = began.elapsed().as_secs_f64();
-    Ok(BenchResult {
-        load_s,
-        time_to_first_token_s: first_token_s,
-        prefill_tokens_per_s: (batch * prompt_tokens) as f64 / prefill_s,
-        decode_tokens_per_s: (batch * decode_tokens) as f64 / decode_s.max(f64::MIN_POSITIVE),
-        prompt_tokens,
-        decode_tokens,
-        batch,
-        threads: pipeline.net.pool.threads(),
-        weights_bytes: pipeline.net.bytes(),
-    })
+    Ok(Times { first_token_s, prefill_s, decode_s: began.elapsed().as_secs_f64() })
 }
 
 /// The likeliest token of every wanted row.

@@ -3,7 +3,7 @@
 //! A prediction's way: `input` (what was asked) → `template` and `tokenizer` (what the model reads) → `pipeline` (who
 //! shares a step) → `net` (the forward) → `sampler` (a token) → `text` (what may be shown).
 
-pub mod bench;
+mod bench;
 mod config;
 pub mod golden;
 mod input;
@@ -12,6 +12,8 @@ mod pipeline;
 mod running;
 mod sampler;
 mod template;
+#[cfg(test)]
+mod tests;
 mod text;
 mod tokenizer;
 mod tokenizer_gguf;
@@ -27,4 +29,5 @@ pub const ENTRY: crate::Entry = crate::Entry {
     model: || Arc::new(pipeline::Llama),
     lock: include_str!("weights.lock"),
     manifest: include_str!("cog.yaml"),
+    bench: bench::run,
 };

@@ -24,10 +24,17 @@ pub const DEFAULT_CONTEXT_TOKENS: usize = 8192;
 /// More than anybody's model knows; keeps the cache's size inside 64 bits.
 const MAX_CONTEXT_TOKENS: usize = 1 << 24;
 const MAX_CONCURRENCY: usize = 4096;
-/// Prompt tokens in one step while nobody speaks: enough to fill the cores, few enough to hear a cancel.
-const PREFILL_TOKENS: usize = 256;
-/// Prompt tokens in one step while somebody speaks.
-const PREFILL_TOKENS_BESIDE_SPEAKERS: usize = 32;
+/// How long a step may take to read prompts while nobody speaks: a cancel is heard between steps.
+const READING_SECONDS: f64 = 0.4;
+/// The same while somebody speaks: how long a long prompt may delay each token of the others.
+const READING_SECONDS_BESIDE_SPEAKERS: f64 = 0.06;
+/// Prompt tokens of a step, however fast or slow the device is; and of the first step, when that is not known.
+const MIN_READING_TOKENS: usize = 16;
+const MAX_READING_TOKENS: usize = 512;
+const FIRST_READING_TOKENS: usize = 64;
+/// Steps with fewer rows say nothing about how fast prompts are read.
+const MIN_MEASURED_ROWS: usize = 16;
+const MAX_THREADS: usize = 1024;
 
 /// The folder's entry into `ALL`: loads any Llama.
 pub struct Llama;
@@ -46,6 +53,8 @@ pub struct Pipeline {
     chat: Option<Chat>,
     ends: Vec<u32>,
     defaults: Map,
+    /// How long a row of a prompt takes, from the steps so far. Only how prompts are cut hangs on it, never what is said.
+    seconds_per_row: Option<f64>,
     /// In the order of their admission.
     running: Vec<Running>,
 }
@@ -57,6 +66,9 @@ impl Pipeline {
         let opened = Opened::open(&path)?;
         let device = runner::device::pick(&spec.device)?;
         let threads = spec.threads.map_or_else(|| runner::device::cpu().cores, |threads| threads as usize);
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(PredictError::Operator(format!("threads is {threads}; 1 to {MAX_THREADS}")));
+        }
         let pool = Arc::new(Pool::new(threads));
         let precision = spec.precision.as_deref();
         let dtype = opened.cache_dtype(precision)?;
@@ -83,7 +95,16 @@ impl Pipeline {
             net.bytes() / 1_000_000,
             began.elapsed().as_secs_f64(),
         ));
-        Ok(Self { net, cache, tokenizer, chat, ends, defaults: spec.defaults.clone(), running: Vec::new() })
+        Ok(Self {
+            net,
+            cache,
+            tokenizer,
+            chat,
+            ends,
+            defaults: spec.defaults.clone(),
+            seconds_per_row: None,
+            running: Vec::new(),
+        })
     }
 
     /// What the model reads for this input.
@@ -129,8 +150,11 @@ impl Pipeline {
 
     /// The rows of the next step, and which row of the logits belongs to whom.
     fn plan(&mut self) -> (Rows, Vec<Option<usize>>) {
-        let speakers = self.running.iter().filter(|running| running.unread() == 0).count();
-        let mut budget = if speakers > 0 { PREFILL_TOKENS_BESIDE_SPEAKERS } else { PREFILL_TOKENS };
+        let speakers = self.running.iter().any(|running| running.unread() == 0);
+        let seconds = if speakers { READING_SECONDS_BESIDE_SPEAKERS } else { READING_SECONDS };
+        let mut budget = self.seconds_per_row.map_or(FIRST_READING_TOKENS, |row| {
+            ((seconds / row) as usize).clamp(MIN_READING_TOKENS, MAX_READING_TOKENS)
+        });
         let mut rows = Rows::default();
         let mut logits = Vec::with_capacity(self.running.len());
         for running in &mut self.running {
@@ -167,7 +191,12 @@ impl Loaded for Pipeline {
         }
         self.running.iter_mut().for_each(|running| running.start(emit));
         let (rows, wanted) = self.plan();
+        let began = Instant::now();
         let logits = self.net.forward(&rows, &mut self.cache).map_err(device_error)?;
+        if rows.len() >= MIN_MEASURED_ROWS {
+            let row = began.elapsed().as_secs_f64() / rows.len() as f64;
+            self.seconds_per_row = Some(self.seconds_per_row.map_or(row, |before| (before + row) / 2.0));
+        }
         let Some(logits) = logits else { return Ok(()) };
         let mut logits = logits.flatten_all().and_then(|all| all.to_vec1::<f32>()).map_err(device_error)?;
         let mut logits = logits.chunks_exact_mut(self.net.vocabulary());

@@ -165,16 +165,22 @@ fn heavier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
 
 /// The first of the greatest logits and its value.
 pub fn greatest(logits: &[f32]) -> Result<(u32, f32), NotANumber> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (&logit, id) in logits.iter().zip(0u32..) {
-        if logit.is_nan() {
-            return Err(NotANumber);
-        }
-        if logit > best.1 {
-            best = (id, logit);
+    /// Side by side, so that the compiler uses vectors.
+    const LANES: usize = 16;
+    let (mut max, mut broken) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
+    let (chunks, rest) = logits.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
+            broken[lane] |= chunk[lane].is_nan();
         }
     }
-    if best.1.is_finite() { Ok(best) } else { Err(NotANumber) }
+    let max = max.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    if broken.contains(&true) || rest.iter().any(|x| x.is_nan()) || !max.is_finite() {
+        return Err(NotANumber);
+    }
+    let place = logits.iter().position(|&x| x == max);
+    place.map(|place| (place as u32, max)).ok_or(NotANumber)
 }
 
 /// A number in [0, 1) for one place of one seed: SplitMix64's finisher over both, so that no state is carried along.
@@ -271,6 +277,17 @@ mod tests {
     #[test]
     fn the_repetition_penalty_falls_on_the_prompt_too() {
         assert_eq!(next(Settings { repetition_penalty: 4.0, ..Settings::greedy() }, &[1], &[]), [2, 0, 1, 1]);
+    }
+
+    #[test]
+    fn the_first_of_the_greatest_is_found_anywhere() {
+        for place in [0, 15, 16, 31, 32, 36] {
+            let mut logits = [-2.0; 37];
+            logits[place..].fill(-1.5);
+            assert_eq!(greatest(&logits), Ok((place as u32, -1.5)));
+            logits[place] = f32::NAN;
+            assert_eq!(greatest(&logits), Err(NotANumber));
+        }
     }
 
     #[test]

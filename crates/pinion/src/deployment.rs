@@ -103,9 +103,7 @@ impl Offer {
     pub fn version(&self) -> Result<String, Failure> {
         let set_digest = match (&self.locked, &self.served.weights) {
             (Some(locked), _) => locked.entry.set_digest.clone(),
-            (None, WeightsFrom::Path(path)) => {
-                runner::weights::lock_entry(&self.served.name, path, "", &mut |_| {})?.set_digest
-            }
+            (None, WeightsFrom::Path(path)) => runner::weights::lock_path(&self.served.name, path)?.set_digest,
             (None, WeightsFrom::Locked(name)) => unreachable!("{name} was resolved when the file was read"),
         };
         let manifest = json!({

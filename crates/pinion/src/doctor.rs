@@ -34,7 +34,7 @@ pub fn main(words: Words) -> Result<(), Failure> {
         None => println!("memory   unknown on this system"),
     }
     println!("device   cpu: this build has no CUDA worker");
-    println!("cache    {}", runner::weights::Options::from_env().cache_dir.display());
+    println!("cache    {}", runner::weights::cache_folder().display());
     println!("data     {}", paths::data(words.data).display());
     let deployment = Deployment::load(words.config.as_deref())?;
     for note in &deployment.config.notes {

@@ -18,8 +18,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::failure::Failure;
-
 /// Runs open models on your own machine, behind the HTTP APIs that programs already use.
 ///
 /// Exit codes: 0 done, 1 it failed, 2 the words or the input were wrong, 130 interrupted.

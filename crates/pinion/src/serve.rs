@@ -78,7 +78,7 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("--listen {}: {error}", words.listen)))?;
     let address = listener.local_addr().map_err(Failure::failed)?;
     info!("listening on http://{address} (data in {})", folder.display());
-    let stop = async {
+    let stop = async move {
         stop_signal().await;
         info!("stopping: what runs may finish");
         dispatch.drain().await;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use runner::weights::{FileState, Lock, Options};
+use runner::weights::{Lock, Options, Progress};
 
 use crate::deployment::{Deployment, Offer};
 use crate::failure::Failure;
@@ -49,10 +49,7 @@ pub fn main(word: Word) -> Result<(), Failure> {
         Word::Pull { which, print_path, offline } => pull(which, print_path, offline),
         Word::Verify { which } => verify(which),
         Word::Lock { name, path } => {
-            let bar = Bar::new();
-            let uri = format!("file://{}", path.display());
-            let entry = runner::weights::lock_entry(&name, &path, &uri, &mut |progress| bar.draw(progress))?;
-            drop(bar);
+            let entry = runner::weights::lock_path(&name, &path)?;
             println!("{}", Lock::new(vec![entry]).to_json());
             Ok(())
         }
@@ -84,19 +81,14 @@ fn verify(which: Which) -> Result<(), Failure> {
     for offer in chosen(&deployment, which.model.as_deref())? {
         let Some(locked) = &offer.locked else { continue };
         let bar = Bar::new();
-        let states = runner::weights::verify(&locked.entry, &Options::from_env(), &mut |progress| bar.draw(progress));
+        let draw = &mut |progress: Progress| bar.draw(progress);
+        let checked = runner::weights::verify_with(&locked.entry, &Options::from_env(), draw)?;
         drop(bar);
-        for (file, state) in states {
-            let why = match state {
-                FileState::Good => {
-                    eprintln!("{}: {file}: as locked", offer.served.name);
-                    continue;
-                }
-                FileState::Missing => "not here; `pinion weights pull` fetches it".to_owned(),
-                FileState::Altered { expected, got } => format!("altered: expected {expected}, got {got}"),
-                FileState::Unreadable(why) => why,
-            };
-            wrong.push(format!("{}: {file}: {why}", offer.served.name));
+        for (file, outcome) in checked {
+            match outcome {
+                Ok(()) => eprintln!("{}: {file}: as locked", offer.served.name),
+                Err(why) => wrong.push(format!("{}: {file} {why}", offer.served.name)),
+            }
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(Failure::Failed(wrong.join("\n"))) }
