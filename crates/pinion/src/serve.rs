@@ -4,6 +4,7 @@ use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use dispatch::{Dispatch, Settings};
@@ -78,12 +79,23 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("--listen {}: {error}", words.listen)))?;
     let address = listener.local_addr().map_err(Failure::failed)?;
     info!("listening on http://{address} (data in {})", folder.display());
+    let (drained, goodbye) = tokio::sync::oneshot::channel();
     let stop = async move {
         stop_signal().await;
         info!("stopping: what runs may finish");
         dispatch.drain().await;
+        let _ = drained.send(());
     };
-    axum::serve(listener, router).with_graceful_shutdown(stop).await.map_err(Failure::failed)?;
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop).into_future();
+    // A stream of a prediction that still waits stays open for as long as its reader likes: it gets a moment to say so.
+    let enough = async {
+        let _ = goodbye.await;
+        tokio::time::sleep(GOODBYE).await;
+    };
+    tokio::select! {
+        outcome = served => outcome.map_err(Failure::failed)?,
+        () = enough => {}
+    }
     drop(webhooks);
     Ok(())
 }
@@ -114,6 +126,9 @@ async fn auth(store: &dyn Store, listen: SocketAddr) -> Result<api::Auth, Failur
         ))),
     }
 }
+
+/// How long open connections may take to end once everything that ran has ended.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 /// The data folder's name for its leases: a restart on the same folder knows its own.
 const OWNER: &str = "serve";

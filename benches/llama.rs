@@ -1,0 +1,48 @@
+//! The real SmolLM2 without text, store and HTTP: prefill of 512 tokens, time to the first token, decode at batch 1 and 4.
+//! Knows the registry's bench entry and the pinned weights; the ratios to a peer come from `cargo xtask bench --peer llama`.
+
+use std::time::Duration;
+
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use models::{BenchResult, BenchShape, Entry};
+use prediction::{LoadSpec, Map, Weights};
+
+fn measure(shape: &BenchShape) -> BenchResult {
+    let spec = LoadSpec {
+        target: "smollm2".into(),
+        model: "llama".into(),
+        weights: Weights::Locked { name: "smollm2".into(), offline: false },
+        device: "cpu".into(),
+        precision: None,
+        context_tokens: None,
+        concurrency: None,
+        threads: None,
+        defaults: Map::new(),
+    };
+    let llama = Entry::named("llama").expect("it is registered");
+    (llama.bench)(&spec, shape, &mut |_| {}).expect("the weights can be had: `pinion weights pull smollm2`")
+}
+
+fn llama(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("smollm2");
+    group.sample_size(10).sampling_mode(SamplingMode::Flat).measurement_time(Duration::from_secs(20));
+    let mut case = |name: &str, shape: BenchShape, tokens: usize, seconds: fn(&BenchResult, usize) -> f64| {
+        group.throughput(Throughput::Elements(tokens as u64)).bench_function(name, |bencher| {
+            bencher.iter_custom(|times| {
+                (0..times).map(|_| Duration::from_secs_f64(seconds(&measure(&shape), tokens))).sum()
+            });
+        });
+    };
+    let prefill: fn(&BenchResult, usize) -> f64 = |result, tokens| tokens as f64 / result.prefill_tokens_per_s;
+    let decode: fn(&BenchResult, usize) -> f64 = |result, tokens| tokens as f64 / result.decode_tokens_per_s;
+    let first: fn(&BenchResult, usize) -> f64 = |result, _| result.time_to_first_token_s;
+    let shape = |prompt_tokens, decode_tokens, batch| BenchShape { prompt_tokens, decode_tokens, batch };
+    case("prefill 512", shape(512, 1, 1), 512, prefill);
+    case("first token of a 32-token prompt", shape(32, 1, 1), 1, first);
+    case("decode, batch 1", shape(16, 128, 1), 128, decode);
+    case("decode, batch 4", shape(16, 128, 4), 4 * 128, decode);
+    group.finish();
+}
+
+criterion_group!(benches, llama);
+criterion_main!(benches);
