@@ -54,7 +54,7 @@ pub struct Pipeline {
     ends: Vec<u32>,
     defaults: Map,
     /// How long a row of a prompt takes, from the steps so far. Only how prompts are cut hangs on it, never what is said.
-    seconds_per_row: Option<f64>,
+    pub seconds_per_row: Option<f64>,
     /// In the order of their admission.
     running: Vec<Running>,
 }
