@@ -52,7 +52,6 @@ fn an_input_can_come_from_a_file() {
 
 #[test]
 fn bad_words_and_bad_input_exit_with_2_and_name_the_limit() {
-    let long = format!("prompt={}", "gear ".repeat(20_000));
     let cases: &[(&[&str], &str)] = &[
         (&["run"], "Usage"),
         (&["run", "gpt-5", "-i", "prompt=x"], "smollm2"),
@@ -62,9 +61,6 @@ fn bad_words_and_bad_input_exit_with_2_and_name_the_limit() {
         (&["run", "smollm2", "-i", "prompt=x", "-i", "top_p=1.5"], "less than or equal to 1"),
         (&["run", "smollm2", "-i", "temperature=0"], "prompt is required"),
         (&["run", "smollm2", "-i", "prompt=@/no/such/file"], "/no/such/file"),
-        (&["run", "smollm2", "-i", "prompt="], "E1001"),
-        (&["run", "smollm2", "-i", &long], "E1002"),
-        (&["run", "smollm2", "-i", "prompt=x", "-i", "prompt_template=no placeholder"], "E1003"),
         (&["serve", "--listen", "nowhere"], "nowhere"),
         (&["token", "revoke"], "Usage"),
     ];
@@ -74,6 +70,22 @@ fn bad_words_and_bad_input_exit_with_2_and_name_the_limit() {
         assert_eq!(output.status.code(), Some(2), "{shown:?}: {}", stderr(&output));
         assert!(stderr(&output).contains(expected), "{shown:?} should say {expected:?}: {}", stderr(&output));
         assert!(output.stdout.is_empty(), "{shown:?}");
+    }
+}
+
+#[test]
+fn a_prompt_the_model_refuses_exits_with_1_and_the_hosted_code() {
+    let long = format!("prompt={}", "gear ".repeat(20_000));
+    let cases: &[(&[&str], &str)] = &[
+        (&["-i", "prompt="], "E1001"),
+        (&["-i", &long], "E1002"),
+        (&["-i", "prompt=x", "-i", "prompt_template=no placeholder"], "E1003"),
+    ];
+    for (words, code) in cases {
+        let output = run(&[&["run", "smollm2"], *words].concat());
+        assert_eq!(output.status.code(), Some(1), "{code}: {}", stderr(&output));
+        assert!(stderr(&output).contains(code), "{code}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{code}");
     }
 }
 
@@ -88,9 +100,9 @@ fn broken_weight_files_are_named_before_device_work() {
     };
     let header = good[..4_000_000].to_vec();
     let cases = [
-        (write("cut.gguf", &good[..good.len() - 1_000_000]), "past the end"),
-        (write("header.gguf", &header), "past the end"),
-        (write("short.gguf", &good[..1000]), "gguf"),
+        (write("cut.gguf", &good[..good.len() - 1_000_000]), "past the file's end"),
+        (write("header.gguf", &header), "need more bytes than there are; the file has 4000000 bytes"),
+        (write("short.gguf", &good[..1000]), "tensor_count is 272; at most 30 fit"),
         (write("noise.gguf", b"not a model at all"), "GGUF"),
         (folder.path().join("absent.gguf").display().to_string(), "absent.gguf"),
     ];

@@ -1,3 +1,5 @@
+//! The facts about cog.yaml: what is read, what is refused and with which words.
+
 use super::*;
 
 const DEFAULT: &str = include_str!("../../../../cog.yaml");
