@@ -18,8 +18,11 @@ pub struct Entry {
     /// The text of the folder's cog.yaml: mirrors of the weights stand there under `native:`.
     pub manifest: &'static str,
     /// How fast the net is on this machine, without text and store.
-    pub bench: fn(&LoadSpec, &BenchShape, &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError>,
+    pub bench: Bench,
 }
+
+/// Loads, telling lines of progress, and measures.
+pub type Bench = fn(&LoadSpec, &BenchShape, &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError>;
 
 /// What a bench run asks of a model that reads and says tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

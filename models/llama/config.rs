@@ -138,11 +138,11 @@ impl Config {
                 return Err(format!("{name} is {size}; 1 to {limit}"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             let Self { heads, kv_heads, .. } = self;
             return Err(format!("num_attention_heads is {heads}; not a multiple of num_key_value_heads {kv_heads}"));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(format!("head_dim is {}; rotary positions need an even one", self.head_dim));
         }
         let positive = |x: f32| x.is_finite() && x > 0.0;

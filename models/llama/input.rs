@@ -85,7 +85,8 @@ impl Asked {
                 given.insert(name.clone(), value.clone());
             }
         }
-        let input = Input::parse(&given).map_err(|errors| PredictError::FixInput(schema::detail(&errors)))?;
+        let input =
+            Input::parse(&given).map_err(|errors| PredictError::FixInput(schema::detail(&errors).trim_end().into()))?;
         if input.prompt.is_empty() {
             return Err(PredictError::FixInput("A prompt is required (E1001)".into()));
         }

@@ -268,7 +268,7 @@ impl<'a> Raw<'a> {
     /// blocks, so that this moves bytes.
     fn unpermuted(self, heads: usize) -> Self {
         let rows = self.shape[0];
-        if rows % (2 * heads) != 0 {
+        if !rows.is_multiple_of(2 * heads) {
             return self; // Of the wrong shape: refused by `of_shape`.
         }
         let (row, half) = (self.bytes.len() / rows, rows / heads / 2);
