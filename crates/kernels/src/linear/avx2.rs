@@ -1,16 +1,14 @@
-//! The tiles with AVX2, FMA and F16C: a panel is two registers of eight outputs.
-//!
-//! `vpmaddubsw` adds two products of an unsigned and a signed byte in 16 bits. For nibbles a whole block fits: 8 groups x
-//! 2 x 15 x 127 = 30,480. For bytes one pair does, once the sign has moved from the weight to the activation: 2 x 128 x
-//! 127 = 32,512.
+//! The tiles with AVX2, FMA and F16C: a panel is two registers of eight outputs, and `vpmaddwd` adds two products of 16
+//! bits per lane.
 
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
 use super::layout::{BLOCK, Blocks, LANES};
-use super::portable;
 use super::tile::{PlainTile, QuantTile};
+use super::{activations, portable};
+use crate::math::ROUND;
 
 /// The lanes of one register.
 const HALF: usize = 8;
@@ -26,12 +24,11 @@ pub unsafe fn quant<B: Blocks>(tile: &QuantTile) {
             quant_rows::<B, 4>(tile, row);
             row += 4;
         }
-        if row + 2 <= tile.rows {
-            quant_rows::<B, 2>(tile, row);
-            row += 2;
-        }
-        if row < tile.rows {
-            quant_rows::<B, 1>(tile, row);
+        match tile.rows - row {
+            3 => quant_rows::<B, 3>(tile, row),
+            2 => quant_rows::<B, 2>(tile, row),
+            1 => quant_rows::<B, 1>(tile, row),
+            _ => {}
         }
     }
 }
@@ -66,13 +63,7 @@ unsafe fn quant_halves<B: Blocks, const R: usize, const H: usize>(tile: &QuantTi
             let block = tile.panel.add(b * B::BYTES);
             for (h, total) in total.iter_mut().enumerate() {
                 let at = half + h;
-                let values = block.add(32 * at);
-                let x = x.add(b * BLOCK);
-                let dots: [__m256i; R] = if B::NIBBLES {
-                    dot_nibbles(values, x, blocks * BLOCK)
-                } else {
-                    dot_bytes(values, x, blocks * BLOCK)
-                };
+                let dots: [__m256i; R] = dot::<B, R>(block.add(32 * at), x.add(b * BLOCK), blocks * BLOCK);
                 let scale = _mm256_cvtph_ps(_mm_loadu_si128(block.add(B::VALUES + 2 * HALF * at).cast()));
                 let min = if B::MIN {
                     _mm256_cvtph_ps(_mm_loadu_si128(block.add(B::VALUES + 2 * LANES + 2 * HALF * at).cast()))
@@ -82,7 +73,7 @@ unsafe fn quant_halves<B: Blocks, const R: usize, const H: usize>(tile: &QuantTi
                 for r in 0..R {
                     let at = r * blocks + b;
                     let mut dot = dots[r];
-                    if B::NIBBLES && B::ZERO != 0 {
+                    if B::ZERO != 0 {
                         dot = _mm256_sub_epi32(dot, _mm256_set1_epi32(B::ZERO * *sums.add(at)));
                     }
                     let by = _mm256_mul_ps(scale, _mm256_set1_ps(*scales.add(at)));
@@ -103,47 +94,50 @@ unsafe fn quant_halves<B: Blocks, const R: usize, const H: usize>(tile: &QuantTi
     }
 }
 
+/// Half a block's sums of products: `values` at its first 32 bytes, rows of activations from `x` on, `stride` apart.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot_nibbles<const R: usize>(values: *const u8, x: *const i8, stride: usize) -> [__m256i; R] {
-    let low = _mm256_set1_epi8(15);
-    let mut sum = [_mm256_setzero_si256(); R];
-    for g in 0..4 {
-        // SAFETY: a block has four times 64 bytes of nibbles, and every row 32 activations at `x`.
+unsafe fn dot<B: Blocks, const R: usize>(values: *const u8, x: *const i16, stride: usize) -> [__m256i; R] {
+    let mut sums = [_mm256_setzero_si256(); R];
+    for step in 0..4 {
+        // SAFETY: a block has four times 64 bytes of nibbles, or eight of bytes; every row has 32 activations at `x`.
         unsafe {
-            let pairs = _mm256_loadu_si256(values.add(64 * g).cast());
-            let first = _mm256_and_si256(pairs, low);
-            let second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
-            for (r, sum) in sum.iter_mut().enumerate() {
-                let fours = x.add(r * stride).cast::<i32>();
-                let a = _mm256_maddubs_epi16(first, _mm256_set1_epi32(fours.add(g).read_unaligned()));
-                let b = _mm256_maddubs_epi16(second, _mm256_set1_epi32(fours.add(g + 4).read_unaligned()));
-                *sum = _mm256_add_epi16(*sum, _mm256_add_epi16(a, b));
+            let (values, twos) = widen::<B>(values, step);
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let x = x.add(r * stride).cast::<i32>();
+                let product =
+                    |i: usize| _mm256_madd_epi16(values[i], _mm256_set1_epi32(x.add(twos[i]).read_unaligned()));
+                let (first, second) =
+                    (_mm256_add_epi32(product(0), product(1)), _mm256_add_epi32(product(2), product(3)));
+                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(first, second));
             }
         }
     }
-    let ones = _mm256_set1_epi16(1);
-    sum.map(|sum| _mm256_madd_epi16(sum, ones))
+    sums
 }
 
+/// A quarter of half a block's weights as 16 bits, two inputs per lane, and the two activations that each register meets.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot_bytes<const R: usize>(values: *const u8, x: *const i8, stride: usize) -> [__m256i; R] {
-    let ones = _mm256_set1_epi16(1);
-    let mut sum = [_mm256_setzero_si256(); R];
-    for g in 0..8 {
-        // SAFETY: a block has eight times 64 bytes, and every row 32 activations at `x`.
-        unsafe {
-            let signed = _mm256_loadu_si256(values.add(64 * g).cast());
-            let size = _mm256_abs_epi8(signed);
-            for (r, sum) in sum.iter_mut().enumerate() {
-                let fours = _mm256_set1_epi32(x.add(r * stride).cast::<i32>().add(g).read_unaligned());
-                let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(fours, signed));
-                *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
-            }
-        }
+unsafe fn widen<B: Blocks>(values: *const u8, step: usize) -> ([__m256i; 4], [usize; 4]) {
+    // SAFETY: the caller's block is whole.
+    let load = |i: usize| unsafe { _mm256_loadu_si256(values.add(64 * i).cast()) };
+    if B::NIBBLES {
+        let low = _mm256_set1_epi16(15);
+        let pairs = load(step);
+        let values = [
+            _mm256_and_si256(pairs, low),
+            _mm256_and_si256(_mm256_srli_epi16(pairs, 8), low),
+            _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low),
+            _mm256_srli_epi16(pairs, 12),
+        ];
+        (values, [2 * step, 2 * step + 1, 2 * step + 8, 2 * step + 9])
+    } else {
+        let (first, second) = (load(2 * step), load(2 * step + 1));
+        let even = |bytes| _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8);
+        let values = [even(first), _mm256_srai_epi16(first, 8), even(second), _mm256_srai_epi16(second, 8)];
+        (values, [4 * step, 4 * step + 1, 4 * step + 2, 4 * step + 3])
     }
-    sum
 }
 
 #[inline]
@@ -160,6 +154,39 @@ unsafe fn put(y: *mut f32, total: __m256, lanes: usize, add: bool) {
             portable::put(y, &values[..lanes], add);
         }
     }
+}
+
+/// A block of activations as integers: its scale and its sum.
+#[target_feature(enable = "avx2,fma")]
+pub fn quantise(x: &[f32; BLOCK], values: &mut [i16; BLOCK]) -> (f32, i32) {
+    let absolute = _mm256_set1_epi32(i32::MAX);
+    // SAFETY: four times eight values.
+    let x: [__m256; 4] = std::array::from_fn(|i| unsafe { _mm256_loadu_ps(x.as_ptr().add(HALF * i)) });
+    let [a, b, c, d] = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), absolute));
+    let most = _mm256_max_epu32(_mm256_max_epu32(a, b), _mm256_max_epu32(c, d));
+    let most = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    let most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0b01_00_11_10));
+    let most = _mm_max_epu32(most, _mm_shuffle_epi32(most, 0b10_11_00_01));
+    let (scale, inverse) = activations::scale(f32::from_bits(_mm_cvtsi128_si32(most) as u32));
+    let (by, round) = (_mm256_set1_ps(inverse), _mm256_set1_ps(ROUND));
+    // The low bits of a rounded value are the integer: what lies above them is taken away.
+    let [a, b, c, d] = x.map(|x| {
+        let rounded = _mm256_castps_si256(_mm256_fmadd_ps(x, by, round));
+        _mm256_sub_epi32(rounded, _mm256_castps_si256(round))
+    });
+    let sum = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+    let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    let sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0b01_00_11_10));
+    let sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0b10_11_00_01));
+    // Of every four, 0, 2, 1, 3. Packing works within 128 bits: fours come out of order and are put back.
+    let [a, b, c, d] = [a, b, c, d].map(|v| _mm256_shuffle_epi32(v, 0b11_01_10_00));
+    let packed =
+        [_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d)].map(|v| _mm256_permute4x64_epi64(v, 0b11_01_10_00));
+    for (i, packed) in packed.into_iter().enumerate() {
+        // SAFETY: twice 16 values.
+        unsafe { _mm256_storeu_si256(values.as_mut_ptr().add(2 * HALF * i).cast(), packed) };
+    }
+    (scale, _mm_cvtsi128_si32(sum))
 }
 
 /// Eight neighbours as f32.
@@ -212,12 +239,11 @@ pub unsafe fn plain<T: Load>(tile: &PlainTile<T>) {
             each_panels::<T, 4, 1>(tile, row);
             row += 4;
         }
-        if row + 2 <= tile.rows {
-            each_panels::<T, 2, 2>(tile, row);
-            row += 2;
-        }
-        if row < tile.rows {
-            each_panels::<T, 1, 4>(tile, row);
+        match tile.rows - row {
+            3 => each_panels::<T, 3, 2>(tile, row),
+            2 => each_panels::<T, 2, 2>(tile, row),
+            1 => each_panels::<T, 1, 4>(tile, row),
+            _ => {}
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The tiles with AVX-512 and VNNI: 16 outputs in one register, four products of bytes per lane and instruction.
+//! The tiles with AVX-512 and VNNI: 16 outputs in one register, two products of 16 bits added per lane and instruction.
 
 use std::arch::x86_64::*;
 
@@ -22,12 +22,11 @@ pub unsafe fn quant<B: Blocks>(tile: &QuantTile) {
             quant_rows::<B, 4>(tile, row);
             row += 4;
         }
-        if row + 2 <= tile.rows {
-            quant_rows::<B, 2>(tile, row);
-            row += 2;
-        }
-        if row < tile.rows {
-            quant_rows::<B, 1>(tile, row);
+        match tile.rows - row {
+            3 => quant_rows::<B, 3>(tile, row),
+            2 => quant_rows::<B, 2>(tile, row),
+            1 => quant_rows::<B, 1>(tile, row),
+            _ => {}
         }
     }
 }
@@ -45,25 +44,32 @@ unsafe fn quant_rows<B: Blocks, const R: usize>(tile: &QuantTile, row: usize) {
         let mut total = [_mm512_setzero_ps(); R];
         for b in 0..blocks {
             let block = tile.panel.add(b * B::BYTES);
-            let values = unpack::<B>(block);
             let scale = _mm512_cvtph_ps(_mm256_loadu_si256(block.add(B::VALUES).cast()));
             let min = if B::MIN {
                 _mm512_cvtph_ps(_mm256_loadu_si256(block.add(B::VALUES + 2 * LANES).cast()))
             } else {
                 _mm512_setzero_ps()
             };
-            for r in 0..R {
+            // Every row's sum is a chain: the rows go side by side.
+            let mut dots = [_mm512_setzero_si512(); R];
+            for step in 0..4 {
+                let (values, twos) = widen::<B>(block, step);
+                for (values, two) in values.into_iter().zip(twos) {
+                    for (r, dot) in dots.iter_mut().enumerate() {
+                        let two = x.add((r * blocks + b) * BLOCK).cast::<i32>().add(two).read_unaligned();
+                        *dot = _mm512_dpwssd_epi32(*dot, values, _mm512_set1_epi32(two));
+                    }
+                }
+            }
+            for (r, (total, mut dot)) in total.iter_mut().zip(dots).enumerate() {
                 let at = r * blocks + b;
-                let fours = x.add(at * BLOCK).cast::<i32>();
-                let zero = if B::ZERO == 0 { 0 } else { -B::ZERO * *sums.add(at) };
-                let mut dot = _mm512_set1_epi32(zero);
-                for (g, values) in values.iter().enumerate() {
-                    dot = _mm512_dpbusd_epi32(dot, *values, _mm512_set1_epi32(fours.add(g).read_unaligned()));
+                if B::ZERO != 0 {
+                    dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(B::ZERO * *sums.add(at)));
                 }
                 let by = _mm512_mul_ps(scale, _mm512_set1_ps(*scales.add(at)));
-                total[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, total[r]);
+                *total = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, *total);
                 if B::MIN {
-                    total[r] = _mm512_fmadd_ps(min, _mm512_set1_ps(*scaled_sums.add(at)), total[r]);
+                    *total = _mm512_fmadd_ps(min, _mm512_set1_ps(*scaled_sums.add(at)), *total);
                 }
             }
         }
@@ -73,21 +79,27 @@ unsafe fn quant_rows<B: Blocks, const R: usize>(tile: &QuantTile, row: usize) {
     }
 }
 
-/// The eight groups of a block as unsigned bytes.
+/// A quarter of a block's weights as 16 bits, two inputs per lane, and the two activations that each register meets.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn unpack<B: Blocks>(block: *const u8) -> [__m512i; 8] {
+unsafe fn widen<B: Blocks>(block: *const u8, step: usize) -> ([__m512i; 4], [usize; 4]) {
     // SAFETY: the caller's block is whole.
     let load = |i: usize| unsafe { _mm512_loadu_si512(block.add(64 * i).cast()) };
     if B::NIBBLES {
-        let low = _mm512_set1_epi8(15);
-        let pairs = [load(0), load(1), load(2), load(3)];
-        let [a, b, c, d] = pairs.map(|p| _mm512_and_si512(p, low));
-        let [e, f, g, h] = pairs.map(|p| _mm512_and_si512(_mm512_srli_epi16(p, 4), low));
-        [a, b, c, d, e, f, g, h]
+        let low = _mm512_set1_epi16(15);
+        let pairs = load(step);
+        let values = [
+            _mm512_and_si512(pairs, low),
+            _mm512_and_si512(_mm512_srli_epi16(pairs, 8), low),
+            _mm512_and_si512(_mm512_srli_epi16(pairs, 4), low),
+            _mm512_srli_epi16(pairs, 12),
+        ];
+        (values, [2 * step, 2 * step + 1, 2 * step + 8, 2 * step + 9])
     } else {
-        let flip = _mm512_set1_epi8(-128);
-        std::array::from_fn(|i| _mm512_xor_si512(load(i), flip))
+        let (first, second) = (load(2 * step), load(2 * step + 1));
+        let even = |bytes| _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8);
+        let values = [even(first), _mm512_srai_epi16(first, 8), even(second), _mm512_srai_epi16(second, 8)];
+        (values, [4 * step, 4 * step + 1, 4 * step + 2, 4 * step + 3])
     }
 }
 
@@ -152,12 +164,11 @@ pub unsafe fn plain<T: Load>(tile: &PlainTile<T>) {
             each_panels::<T, 4>(tile, row);
             row += 4;
         }
-        if row + 2 <= tile.rows {
-            each_panels::<T, 2>(tile, row);
-            row += 2;
-        }
-        if row < tile.rows {
-            each_panels::<T, 1>(tile, row);
+        match tile.rows - row {
+            3 => each_panels::<T, 3>(tile, row),
+            2 => each_panels::<T, 2>(tile, row),
+            1 => each_panels::<T, 1>(tile, row),
+            _ => {}
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The layout the kernels stream: panels of 16 output features, interleaved so that a vector lane is an output feature
-//! and no sum ever runs across lanes. Refuses to know the instructions that read it.
+//! The layout the kernels stream: panels of output features, interleaved so that a vector lane is an output feature and no
+//! sum ever runs across lanes. Refuses to know the instructions that read it.
 //!
-//! A quantised panel is a run of blocks, one per 32 inputs: for every group of four inputs the four bytes of each of the
-//! 16 outputs side by side (what `vpdpbusd` and `vpmaddubsw` multiply with four broadcast activations), then 16 scales,
+//! A quantised panel of 16 outputs is a run of blocks, one per 32 inputs: for every group of four inputs the four bytes of each of the
+//! 16 outputs side by side (which meet four broadcast activations), then 16 scales,
 //! then, for Q4_1, 16 minima, both f16. Four-bit values keep GGUF's pairing: the low nibbles are groups 0 to 3, the high
 //! ones groups 4 to 7. A plain panel is 16 values per input. Nothing grows: a packed weight is as large as the file's.
 
@@ -10,7 +10,7 @@ use half::f16;
 
 use crate::format::Format;
 
-/// Output features side by side in a panel: the f32 lanes of 512 bits.
+/// The f32 lanes of 512 bits: what a tile computes at once.
 pub const LANES: usize = 16;
 
 /// Inputs that share one scale, in weights and in activations.
@@ -58,8 +58,13 @@ impl Kind {
         matches!(self, Kind::Q8 | Kind::Q4 | Kind::Q4Min)
     }
 
+    /// Output features in a panel.
+    pub fn width(self) -> usize {
+        if self.quantised() { LANES } else { 4 * LANES }
+    }
+
     pub fn panel_bytes(self, in_: usize) -> usize {
-        self.source().size(LANES, in_).expect("checked when the weight was made")
+        self.source().size(self.width(), in_).expect("checked when the weight was made")
     }
 }
 
@@ -68,7 +73,7 @@ pub trait Blocks {
     /// Bytes of the values; the scales follow.
     const VALUES: usize;
     const BYTES: usize;
-    /// What stands for zero among unsigned values: subtracted, times the sum of the activations, from the dot product.
+    /// What stands for zero among unsigned nibbles: subtracted, times the sum of the activations, from the dot product.
     const ZERO: i32;
     const MIN: bool;
     const NIBBLES: bool;
@@ -81,7 +86,7 @@ pub struct Q4Min;
 impl Blocks for Q8 {
     const VALUES: usize = BLOCK * LANES;
     const BYTES: usize = Self::VALUES + 2 * LANES;
-    const ZERO: i32 = 128;
+    const ZERO: i32 = 0;
     const MIN: bool = false;
     const NIBBLES: bool = false;
 }
@@ -114,7 +119,7 @@ pub fn pack(kind: Kind, lane: usize, row: &[u8], panel: &mut [u8]) {
 }
 
 fn interleave<const SIZE: usize>(lane: usize, row: &[u8], panel: &mut [u8]) {
-    for (value, to) in row.chunks_exact(SIZE).zip(panel.chunks_exact_mut(SIZE * LANES)) {
+    for (value, to) in row.chunks_exact(SIZE).zip(panel.chunks_exact_mut(SIZE * Kind::F32.width())) {
         to[lane * SIZE..][..SIZE].copy_from_slice(value);
     }
 }
@@ -145,7 +150,7 @@ pub fn unpack(kind: Kind, lane: usize, panel: &[u8], row: &mut [f32]) {
 }
 
 fn plain<const SIZE: usize>(lane: usize, panel: &[u8], row: &mut [f32], read: impl Fn([u8; SIZE]) -> f32) {
-    for (from, to) in panel.chunks_exact(SIZE * LANES).zip(row) {
+    for (from, to) in panel.chunks_exact(SIZE * Kind::F32.width()).zip(row) {
         *to = read(from[lane * SIZE..][..SIZE].try_into().expect("SIZE bytes"));
     }
 }
@@ -155,7 +160,7 @@ fn unpack_blocks<B: Blocks>(lane: usize, panel: &[u8], row: &mut [f32]) {
         let scale = half_at(&from[B::VALUES..], lane);
         let min = if B::MIN { half_at(&from[B::VALUES + 2 * LANES..], lane) } else { 0.0 };
         for (k, to) in to.iter_mut().enumerate() {
-            let value = value::<B>(from, lane, k) - if B::NIBBLES { B::ZERO } else { 0 };
+            let value = value::<B>(from, lane, k) - B::ZERO;
             *to = (value as f32).mul_add(scale, min);
         }
     }

@@ -1,20 +1,21 @@
 //! `y = x W^T`: weights packed once at load, streamed by every product. Refuses to know what a weight is for.
 //!
-//! A quantised product turns each row of `x` into int8 blocks of 32, multiplies integers exactly, and adds one f32 term
+//! A quantised product turns each row of `x` into 16-bit blocks of 32, multiplies integers exactly, and adds one f32 term
 //! per block in the order of the blocks; a plain one adds one term per input in the order of the inputs. So a result
 //! depends on its own row and weight alone: not on the other rows, the threads, or the path.
 //!
 //! The two floors, for SmolLM2-135M's shapes (out x in) in Q4_1, 0.625 bytes a weight, and the Q8_0 head at 1.0625, at a
-//! reading speed of 28 GB/s and an int8 rate of 4 x the f32 one (200 GFLOP/s for two AVX2 cores):
+//! reading speed of 28 GB/s and twice the f32 rate of two AVX2 cores (2 x 200 GFLOP/s: a 16-bit product takes half of an
+//! f32 one's lane):
 //!
-//! | weight | times | bytes | one row, us | 512 rows, GFLOP | at int8 rate, ms |
+//! | weight | times | bytes | one row, us | 512 rows, GFLOP | at 400 GFLOP/s, ms |
 //! |---|---|---|---|---|---|
-//! | qkv 960 x 576 | 30 | 345,600 | 12.3 | 0.57 | 0.7 |
-//! | o 576 x 576 | 30 | 207,360 | 7.4 | 0.34 | 0.4 |
-//! | gate, up 3072 x 576 | 30 | 1,105,920 | 39.5 | 1.81 | 2.3 |
-//! | down 576 x 1536 | 30 | 552,960 | 19.7 | 0.91 | 1.1 |
+//! | qkv 960 x 576 | 30 | 345,600 | 12.3 | 0.57 | 1.4 |
+//! | o 576 x 576 | 30 | 207,360 | 7.4 | 0.34 | 0.8 |
+//! | gate, up 3072 x 576 | 30 | 1,105,920 | 39.5 | 1.81 | 4.5 |
+//! | down 576 x 1536 | 30 | 552,960 | 19.7 | 0.91 | 2.3 |
 //! | head 49152 x 576 | 1 | 30,081,024 | 1,074 | one row | 0.1 |
-//! | all | | 96.4 MB | 3,443 | 108.7 | 136 |
+//! | all | | 96.4 MB | 3,443 | 108.7 | 272 |
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
@@ -30,6 +31,7 @@ pub(crate) mod tile;
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::ops::Range;
 
 use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{Device, Tensor};
@@ -52,6 +54,9 @@ const UNITS_PER_THREAD: usize = 6;
 
 /// A product that reads fewer weight bytes than this, times rows, is not worth waking anybody for.
 const INLINE_BYTES: usize = 24 << 10;
+
+/// A multiple of the rows that the tiles of every path take at once.
+const ROWS_PER_TILE: usize = 24;
 
 /// One part of a stacked weight: its format, its output features, its bytes (GGUF blocks or plain row-major).
 #[derive(Clone, Copy)]
@@ -121,7 +126,8 @@ impl Weight {
         assert!(index < self.out && row.len() == self.in_, "row {index} of [{}, {}]", self.out, self.in_);
         let section = self.sections.iter().rfind(|s| s.first <= index).expect("sections cover all rows");
         let index = index - section.first;
-        layout::unpack(section.kind, index % LANES, section.panel(index / LANES, self.in_), row);
+        let width = section.kind.width();
+        layout::unpack(section.kind, index % width, section.panel(index / width, self.in_), row);
     }
 }
 
@@ -130,9 +136,10 @@ impl Section {
         let kind = Kind::of(parts[0].format);
         let out = parts.iter().map(|p| p.out).sum();
         let row_bytes = kind.source().size(1, in_).expect("checked by stack");
-        let panels = Buffer::new(usize::div_ceil(out, LANES), kind.panel_bytes(in_), pool, |panel, bytes| {
-            for lane in 0..LANES.min(out - panel * LANES) {
-                let (mut part, mut index) = (0, panel * LANES + lane);
+        let width = kind.width();
+        let panels = Buffer::new(usize::div_ceil(out, width), kind.panel_bytes(in_), pool, |panel, bytes| {
+            for lane in 0..width.min(out - panel * width) {
+                let (mut part, mut index) = (0, panel * width + lane);
                 while index >= parts[part].out {
                     index -= parts[part].out;
                     part += 1;
@@ -227,88 +234,72 @@ impl To<'_> {
 impl Section {
     /// Units are runs of panels; within a unit, rows go by in chunks, so that both stay in the second-level cache.
     fn product(&self, x: &Rows, to: &To, pool: &Pool) {
-        let panels = self.out.div_ceil(LANES);
+        let panels = self.out.div_ceil(self.kind.width());
         let panel_bytes = self.kind.panel_bytes(x.in_);
         let inline = panels * panel_bytes * x.rows < INLINE_BYTES;
         let units = if inline { 1 } else { UNITS_PER_THREAD * pool.threads() };
         let per_unit = panels.div_ceil(units).min((CACHE_BYTES / panel_bytes).max(1));
-        let per_unit = if inline { panels } else { per_unit.next_multiple_of(self.stride()).min(panels) };
+        let per_unit = if inline { panels } else { per_unit };
         let row_bytes = if self.kind.quantised() { x.in_ } else { 4 * x.in_ };
-        let chunk = (CACHE_BYTES / row_bytes).max(8).next_multiple_of(24);
+        let chunk = (CACHE_BYTES / row_bytes).next_multiple_of(ROWS_PER_TILE);
         pool.run(panels.div_ceil(per_unit), |unit| {
             let first = unit * per_unit;
             let last = panels.min(first + per_unit);
             for row in (0..x.rows).step_by(chunk) {
-                let rows = chunk.min(x.rows - row);
-                match self.kind {
-                    Kind::F32 => self.plain::<f32>(x, to, row, rows, first..last, pool),
-                    Kind::F16 => self.plain::<f16>(x, to, row, rows, first..last, pool),
-                    Kind::BF16 => self.plain::<bf16>(x, to, row, rows, first..last, pool),
-                    Kind::Q8 | Kind::Q4 | Kind::Q4Min => self.quant(x, to, row, rows, first..last, pool),
+                let rows = row..x.rows.min(row + chunk);
+                for panel in first..last {
+                    match self.kind {
+                        Kind::F32 => self.plain::<f32>(x, to, rows.clone(), panel, pool),
+                        Kind::F16 => self.plain::<f16>(x, to, rows.clone(), panel, pool),
+                        Kind::BF16 => self.plain::<bf16>(x, to, rows.clone(), panel, pool),
+                        Kind::Q8 | Kind::Q4 | Kind::Q4Min => self.quant(x, to, rows.clone(), panel, pool),
+                    }
                 }
             }
         });
     }
 
-    /// Panels that a plain tile takes at once.
-    fn stride(&self) -> usize {
-        if self.kind.quantised() { 1 } else { 4 }
+    fn quant(&self, x: &Rows, to: &To, rows: Range<usize>, panel: usize, pool: &Pool) {
+        let (blocks, q) = (x.in_ / BLOCK, x.quantised);
+        let by_block = rows.start * blocks..rows.end * blocks;
+        let tile = QuantTile {
+            rows: rows.len(),
+            blocks,
+            panel: self.panel(panel, x.in_).as_ptr(),
+            x: q.values[rows.start * x.in_..rows.end * x.in_].as_ptr(),
+            scales: q.scales[by_block.clone()].as_ptr(),
+            sums: q.sums[by_block.clone()].as_ptr(),
+            scaled_sums: q.scaled_sums[by_block].as_ptr(),
+            y: to.at(rows.start, panel * LANES),
+            y_stride: to.stride,
+            lanes: LANES.min(self.out - panel * LANES),
+            add: to.add,
+        };
+        // SAFETY: the slices above have the lengths the tile needs, `matmul` checked `y`, and this unit alone writes
+        // these rows and lanes.
+        unsafe { tile::quant(pool.simd(), self.kind, &tile) };
     }
 
-    fn quant(&self, x: &Rows, to: &To, row: usize, rows: usize, panels: std::ops::Range<usize>, pool: &Pool) {
-        let blocks = x.in_ / BLOCK;
-        let q = x.quantised;
-        for panel in panels {
-            let tile = QuantTile {
-                rows,
-                blocks,
-                panel: self.panel(panel, x.in_).as_ptr(),
-                x: q.values[row * x.in_..][..rows * x.in_].as_ptr(),
-                scales: q.scales[row * blocks..][..rows * blocks].as_ptr(),
-                sums: q.sums[row * blocks..][..rows * blocks].as_ptr(),
-                scaled_sums: q.scaled_sums[row * blocks..][..rows * blocks].as_ptr(),
-                y: to.at(row, panel * LANES),
-                y_stride: to.stride,
-                lanes: LANES.min(self.out - panel * LANES),
-                add: to.add,
-            };
-            // SAFETY: the slices above have the lengths the tile needs, `matmul` checked `y`, and this unit alone writes
-            // these rows and lanes.
-            unsafe { tile::quant(pool.simd(), self.kind, &tile) };
-        }
-    }
-
-    fn plain<T: Element>(
-        &self,
-        x: &Rows,
-        to: &To,
-        row: usize,
-        rows: usize,
-        panels: std::ops::Range<usize>,
-        pool: &Pool,
-    ) {
-        let from = &x.plain[row * x.stride..];
-        assert!(from.len() >= (rows - 1) * x.stride + x.in_);
-        for first in panels.clone().step_by(self.stride()) {
-            let count = self.stride().min(panels.end - first);
-            let bytes = &self.panels.bytes()[first * x.in_ * LANES * size_of::<T>()..];
-            assert!(bytes.len() >= count * x.in_ * LANES * size_of::<T>());
-            let tile = PlainTile {
-                rows,
-                panels: count,
-                k: x.in_,
-                x: from.as_ptr(),
-                x_stride: x.stride,
-                w: bytes.as_ptr().cast::<T>(),
-                w_step: LANES,
-                panel_step: x.in_ * LANES,
-                y: to.at(row, first * LANES),
-                y_stride: to.stride,
-                last_lanes: LANES.min(self.out - (first + count - 1) * LANES),
-                add: to.add,
-            };
-            // SAFETY: as for `quant`; panels are on cache-line borders, so `T` is aligned.
-            unsafe { tile::plain(pool.simd(), &tile) };
-        }
+    fn plain<T: Element>(&self, x: &Rows, to: &To, rows: Range<usize>, panel: usize, pool: &Pool) {
+        let width = self.kind.width();
+        let outs = width.min(self.out - panel * width);
+        let from = &x.plain[rows.start * x.stride..];
+        assert!(from.len() >= (rows.len() - 1) * x.stride + x.in_);
+        let tile = PlainTile {
+            rows: rows.len(),
+            panels: outs.div_ceil(LANES),
+            k: x.in_,
+            x: from.as_ptr(),
+            x_stride: x.stride,
+            w: self.panel(panel, x.in_).as_ptr().cast::<T>(),
+            w_step: width,
+            panel_step: LANES,
+            y: to.at(rows.start, panel * width),
+            y_stride: to.stride,
+            last_lanes: outs - (outs - 1) / LANES * LANES,
+            add: to.add,
+        };
+        // SAFETY: as for `quant`; panels are on cache-line borders, so `T` is aligned.
+        unsafe { tile::plain(pool.simd(), &tile) };
     }
 }

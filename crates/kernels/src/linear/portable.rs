@@ -22,17 +22,17 @@ pub unsafe fn quant<B: Blocks>(tile: &QuantTile) {
         };
         let mut total = [0f32; LANES];
         for (b, block) in panel.chunks_exact(B::BYTES).enumerate() {
-            let x = &x[b * BLOCK..][..BLOCK];
-            let zero = if B::NIBBLES { -B::ZERO * sums[b] } else { 0 };
-            let mut dot = [zero; LANES];
+            // Activations come as 0, 2, 1, 3 of every four.
+            let x = |k: usize| x[b * BLOCK + k / 4 * 4 + [0, 2, 1, 3][k % 4]] as i32;
+            let mut dot = [-B::ZERO * sums[b]; LANES];
             for (g, group) in block[..B::VALUES].chunks_exact(4 * LANES).enumerate() {
                 for lane in 0..LANES {
                     for j in 0..4 {
                         let value = group[4 * lane + j];
                         dot[lane] += if B::NIBBLES {
-                            (value & 15) as i32 * x[4 * g + j] as i32 + (value >> 4) as i32 * x[4 * g + 16 + j] as i32
+                            (value & 15) as i32 * x(4 * g + j) + (value >> 4) as i32 * x(4 * g + 16 + j)
                         } else {
-                            value as i8 as i32 * x[4 * g + j] as i32
+                            value as i8 as i32 * x(4 * g + j)
                         };
                     }
                 }

@@ -40,24 +40,25 @@ fn product(x: &[f32], rows: usize, w: &Weight, pool: &Pool) -> Vec<f32> {
     y
 }
 
-/// Every result within the error that int8 activations, f32 sums and (for formats that become Q8_0) int8 weights may
+/// Every result within the error that 16-bit activations, f32 sums and (for formats that become Q8_0) int8 weights may
 /// cause: half a step of the block's scale times the other factor, and 2^-23 per term for the sum.
 fn check(format: Format, x: &[f32], values: &[f32], rows: usize, out: usize, in_: usize, y: &[f32], seed: u64) {
     let quantised = Kind::of(format).quantised();
     let converted = quantised && Kind::of(format).source() != format;
-    let step = |block: &[f32]| block.iter().fold(0f32, |m, v| m.max(v.abs())) as f64 / 127.0;
+    let largest = |block: &[f32]| block.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
     for row in 0..rows {
         for o in 0..out {
             let (x, w) = (&x[row * in_..][..in_], &values[o * in_..][..in_]);
             let (mut sum, mut error) = (0f64, 1e-6);
             for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
-                let (x_step, w_step) = (step(x), if converted { step(w) } else { 0.0 });
+                let (x_step, w_step) =
+                    (largest(x) / f64::from(i16::MAX), if converted { largest(w) / 127.0 } else { 0.0 });
                 for (x, w) in x.iter().zip(w) {
                     let (x, w) = (*x as f64, *w as f64);
                     sum += x * w;
                     // The scale of a converted block is itself rounded to f16: an 11th bit of the value.
                     let w_error = if converted { 0.51 * w_step + w.abs() / 1024.0 } else { 0.0 };
-                    error += if quantised { 0.501 * x_step * (w.abs() + w_error) } else { 0.0 };
+                    error += if quantised { 0.52 * x_step * (w.abs() + w_error) } else { 0.0 };
                     error += x.abs() * w_error + (x * w).abs() * in_ as f64 * f64::from(f32::EPSILON);
                     // A minimum is added once per block, not once per value: it may be larger than the values.
                     error += if quantised { x.abs() * 4.0 * 1e-6 } else { 0.0 };

@@ -14,7 +14,7 @@ pub struct QuantTile {
     pub rows: usize,
     pub blocks: usize,
     pub panel: *const u8,
-    pub x: *const i8,
+    pub x: *const i16,
     pub scales: *const f32,
     pub sums: *const i32,
     pub scaled_sums: *const f32,

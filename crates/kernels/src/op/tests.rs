@@ -48,7 +48,7 @@ fn a_linear_equals_its_composition_and_finds_its_rows() {
         [30, 50].iter().zip(&pieces).map(|(out, bytes)| Part { format: Format::F32, out: *out, bytes }).collect();
     let fused = Linear::stack(&parts, 64, &Device::Cpu, &pool).unwrap();
     let composed = Linear::composed(&parts, 64, &Device::Cpu).unwrap();
-    assert_eq!((fused.out_features(), fused.in_features(), fused.bytes()), (80, 64, 80 * 64 * 4));
+    assert_eq!((fused.out_features(), fused.in_features(), fused.bytes()), (80, 64, 128 * 64 * 4));
     let (x, residual) = (tensor(&mut random, &[7, 64]), tensor(&mut random, &[7, 80]));
     close(&fused.forward(&x).unwrap(), &composed.forward(&x).unwrap(), 1e-4, &case);
     close(&fused.forward_add(&x, &residual).unwrap(), &composed.forward_add(&x, &residual).unwrap(), 1e-4, &case);
