@@ -155,6 +155,15 @@ mod tests {
     }
 
     #[test]
+    fn names_come_in_the_hosted_order() {
+        let names: Vec<_> = Input::fields().iter().map(|field| field.name).collect();
+        let hosted = "prompt system_prompt max_tokens min_tokens temperature top_p top_k stop_sequences length_penalty \
+            presence_penalty seed prompt_template log_performance_metrics max_new_tokens min_new_tokens";
+        assert_eq!(names[..15].join(" "), hosted);
+        assert_eq!(names[15..], ["frequency_penalty", "repetition_penalty"]);
+    }
+
+    #[test]
     fn defaults_are_the_hosted_models() {
         let input = asked(json!({"prompt": "Hi"}));
         assert_eq!((input.max_tokens, input.sampling.top_k, input.sampling.min_tokens), (512, 0, 0));

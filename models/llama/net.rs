@@ -2,6 +2,7 @@
 //! on normalised `x`, then the head. A forward is a packed list of rows, each one token of one slot at one position, so
 //! that prompts and single steps of many predictions go through together. Refuses to know predictions and files.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -92,7 +93,8 @@ impl Net {
     /// Logits `[wanted, vocabulary]`. Keys and values of every row are in the cache afterwards.
     pub fn forward(&self, rows: &Rows, cache: &mut Cache) -> Result<Option<Tensor>> {
         let Config { heads, kv_heads, head_dim, norm_eps, .. } = self.config;
-        let Rows { tokens, slots, positions, wanted } = rows;
+        let Rows { tokens, wanted, .. } = rows;
+        let (mut slots, mut positions) = (Cow::Borrowed(&rows.slots), Cow::Borrowed(&rows.positions));
         let pool = &self.pool;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let norm = |x: &Tensor, weight: &Tensor| op::rms_norm(x, weight, norm_eps, pool);
@@ -101,20 +103,19 @@ impl Net {
         for (index, (layer, kv)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             let qkv = layer.qkv.forward(&norm(&x, &layer.attn_norm)?)?;
             let qkv = qkv.reshape((tokens.len(), heads + 2 * kv_heads, head_dim))?;
-            let k = op::rope(&qkv.narrow(1, heads, kv_heads)?, &cache.rope, positions, pool)?;
-            kv.write(&k, &qkv.narrow(1, heads + kv_heads, kv_heads)?, slots, positions)?;
+            let k = op::rope(&qkv.narrow(1, heads, kv_heads)?, &cache.rope, &positions, pool)?;
+            kv.write(&k, &qkv.narrow(1, heads + kv_heads, kv_heads)?, &slots, &positions)?;
             let mut q = qkv.narrow(1, 0, heads)?;
             // Behind the last layer's keys and values only the wanted rows matter.
-            let (slots, positions) = if index < last || wanted.len() == tokens.len() {
-                (slots.clone(), positions.clone())
-            } else if wanted.is_empty() {
-                return Ok(None);
-            } else {
+            if index == last && wanted.len() < tokens.len() {
+                if wanted.is_empty() {
+                    return Ok(None);
+                }
                 let ids = Tensor::new(wanted.as_slice(), &self.device)?;
                 (q, x) = (q.contiguous()?.index_select(&ids, 0)?, x.index_select(&ids, 0)?);
-                let pick = |all: &[u32]| wanted.iter().map(|&row| all[row as usize]).collect::<Vec<_>>();
-                (pick(slots), pick(positions))
-            };
+                let pick = |all: &[u32]| Cow::Owned(wanted.iter().map(|&row| all[row as usize]).collect());
+                (slots, positions) = (pick(&slots), pick(&positions));
+            }
             let q = op::rope(&q, &cache.rope, &positions, pool)?;
             let seen = op::attention(&q, kv, &slots, &positions, scale)?;
             x = layer.o.forward_add(&seen, &x)?;

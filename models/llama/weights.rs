@@ -96,6 +96,9 @@ impl Opened {
 
     fn open_gguf(path: &Path) -> Result<Self, PredictError> {
         let file = Gguf::open(path)?;
+        if let Some(parts) = file.get("split.count").and_then(runner::gguf::Value::as_u64).filter(|&parts| parts > 1) {
+            return Err(at(path, &format!("one of {parts} parts; join them into one file")));
+        }
         let config = Config::from_gguf(&file).map_err(|error| at(path, &error))?;
         Ok(Self { config, files: Files::Gguf(file) })
     }

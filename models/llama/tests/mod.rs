@@ -84,3 +84,13 @@ fn metric(events: &[Event], wanted: &str) -> Value {
     });
     found.unwrap_or_else(|| json!(null))
 }
+
+#[test]
+fn the_lock_and_the_mirrors_agree() {
+    let lock = runner::weights::Lock::parse(super::ENTRY.lock).unwrap();
+    for entry in &lock.weights {
+        let mirrors = runner::weights::mirrors(super::ENTRY.manifest, &entry.name).unwrap();
+        assert!(mirrors.len() > 1, "{}: one place to fetch it from is one too few", entry.name);
+    }
+    assert!(lock.entry("smollm2").is_ok());
+}

@@ -95,6 +95,8 @@ fn ggufs_of_other_architectures_are_refused_by_name() {
     refused(path.clone(), "general.architecture is \"qwen2\"");
     write(&path, &[("general.architecture", Entry::Text("llama")), ("llama.expert_count", Entry::U32(8))]);
     refused(path.clone(), "mixtures of experts");
+    write(&path, &[("general.architecture", Entry::Text("llama")), ("split.count", Entry::U32(3))]);
+    refused(path.clone(), "one of 3 parts");
     write(&path, &[("general.architecture", Entry::Text("llama"))]);
     refused(path, "llama.attention.head_count is missing");
 }
