@@ -28,6 +28,26 @@ enum Files {
     Folder { path: PathBuf, tensors: SafeTensors },
 }
 
+/// How weights are kept, coarser and coarser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Storage {
+    Plain,
+    /// In blocks that the kernels read as they are.
+    Quantised,
+    /// In blocks that become others at load.
+    Converted,
+}
+
+impl Storage {
+    fn of(format: Format) -> Self {
+        match format {
+            Format::F32 | Format::F16 | Format::BF16 => Self::Plain,
+            Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => Self::Quantised,
+            _ => Self::Converted,
+        }
+    }
+}
+
 /// A weight of the architecture. Its names in the two worlds stand in `names`.
 #[derive(Debug, Clone, Copy)]
 enum Role {
@@ -124,10 +144,9 @@ impl Opened {
 
     /// Weights and caches of quantised files are f16 where nothing else is asked; plain ones are what they are.
     pub fn cache_dtype(&self, precision: Option<&str>) -> Result<DType, PredictError> {
-        let stored = match self.raw(Role::Norm)?.format {
-            _ if self.is_quantised() => DType::F16,
-            Format::F16 | Format::BF16 => DType::F16,
-            _ => DType::F32,
+        let stored = match self.raw(Role::O(0))?.format {
+            Format::F32 if self.storage() == Storage::Plain => DType::F32,
+            _ => DType::F16,
         };
         let chosen = runner::device::precision(precision, stored)?;
         Ok(if chosen == DType::F32 { DType::F32 } else { DType::F16 })
@@ -162,8 +181,11 @@ impl Opened {
         Ok(Net { config: self.config.clone(), embed, layers, norm, head, device: device.clone(), pool: pool.clone() })
     }
 
-    pub fn is_quantised(&self) -> bool {
-        matches!(self.files, Files::Gguf(_)) && self.raw(Role::O(0)).is_ok_and(|raw| raw.format.block_len() > 1)
+    /// The coarsest that any weight of the files is.
+    pub fn storage(&self) -> Storage {
+        let Files::Gguf(file) = &self.files else { return Storage::Plain };
+        let formats = file.tensors().filter_map(|tensor| format_of(tensor.kind));
+        formats.map(Storage::of).max().unwrap_or(Storage::Plain)
     }
 
     fn raw(&self, role: Role) -> Result<Raw<'_>, PredictError> {
