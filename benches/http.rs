@@ -68,7 +68,8 @@ async fn serve(folder: &Path) -> SocketAddr {
     let webhook_rules = egress::Rules::default();
     let auth = Auth::OpenUntilToken;
     let body_bytes = 1 << 20;
-    let router = api::router(Api { store, feed, dispatch, served: vec![served], account, auth, webhook_rules, body_bytes });
+    let router =
+        api::router(Api { store, feed, dispatch, served: vec![served], account, auth, webhook_rules, body_bytes });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move { axum::serve(listener, router).await });
@@ -120,7 +121,9 @@ fn overhead(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut client = Client::connect(runtime.block_on(serve(folder.path())));
     let mut disk = disk::TwoFsyncs::beside(folder.path());
-    (0..50).for_each(|_| drop(client.predict()));
+    for _ in 0..50 {
+        client.predict();
+    }
 
     // In turn, so that both see the same disk and the same neighbours.
     let (floor, work) = (0..SAMPLES).map(|_| (disk.time(), client.predict())).unzip();

@@ -49,8 +49,10 @@ fn durable(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let store = runtime.block_on(SqliteStore::open(&folder.path().join("bench.sqlite"))).expect("opens");
     let mut disk = disk::TwoFsyncs::beside(folder.path());
-    let mut work = || runtime.block_on(create_and_finish(&store));
-    (0..50).for_each(|_| drop(work()));
+    let work = || runtime.block_on(create_and_finish(&store));
+    for _ in 0..50 {
+        work();
+    }
     let (floor, times) = (0..SAMPLES).map(|_| (disk.time(), work())).unzip();
     disk::print_above_floor("create and finish in the store", floor, times);
 

@@ -2,6 +2,8 @@
 
 pub mod llama;
 
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 use ::prediction::{LoadSpec, PredictError};
@@ -19,10 +21,16 @@ pub struct Entry {
     pub manifest: &'static str,
     /// How fast the net is on this machine, without text and store.
     pub bench: Bench,
+    /// The folder's numbers beside the reference's.
+    pub golden: Golden,
 }
 
 /// Loads, telling lines of progress, and measures.
 pub type Bench = fn(&LoadSpec, &BenchShape, &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError>;
+
+/// Compares weights with a golden file and prints the largest relative error per tensor; true where all are within the
+/// model's own tolerance.
+pub type Golden = fn(&Path, &Path, &mut dyn Write) -> Result<bool, PredictError>;
 
 /// What a bench run asks of a model that reads and says tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

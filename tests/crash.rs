@@ -55,7 +55,9 @@ fn a_killed_server_loses_nothing_it_accepted() {
     let ended: BTreeMap<String, Value> = accepted.iter().map(|id| (id.clone(), server.finished(id))).collect();
     for (id, prediction) in &ended {
         match prediction["status"].as_str() {
-            Some("succeeded") => assert!(prediction["output"].as_array().is_some_and(|o| !o.is_empty()), "{prediction}"),
+            Some("succeeded") => {
+                assert!(prediction["output"].as_array().is_some_and(|o| !o.is_empty()), "{prediction}")
+            }
             Some("failed") => {
                 let error = prediction["error"].as_str().unwrap_or_default();
                 assert_eq!(error, "Prediction interrupted; please retry (code: PA)", "{id}");
@@ -64,7 +66,11 @@ fn a_killed_server_loses_nothing_it_accepted() {
         }
     }
     let succeeded = ended.values().filter(|p| p["status"] == "succeeded").count();
-    assert!(succeeded >= accepted.len() - 4, "only what had streamed may be interrupted: {succeeded} of {}", accepted.len());
+    assert!(
+        succeeded >= accepted.len() - 4,
+        "only what had streamed may be interrupted: {succeeded} of {}",
+        accepted.len()
+    );
 
     // Each completed webhook arrives, and what it says is what stands in the store.
     let mut told: BTreeMap<String, String> = BTreeMap::new();

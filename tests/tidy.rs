@@ -80,7 +80,9 @@ fn upward_imports(root: &Path) -> Vec<String> {
         };
         for used in dependencies(&manifest) {
             if let Some(&below) = floors.get(used.as_str()).filter(|&&below| below >= floor) {
-                wrong.push(format!("`{name}` (floor {floor}) names `{used}` (floor {below}): only lower floors may be named"));
+                wrong.push(format!(
+                    "`{name}` (floor {floor}) names `{used}` (floor {below}): only lower floors may be named"
+                ));
             }
         }
     }

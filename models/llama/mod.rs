@@ -30,4 +30,5 @@ pub const ENTRY: crate::Entry = crate::Entry {
     lock: include_str!("weights.lock"),
     manifest: include_str!("cog.yaml"),
     bench: bench::run,
+    golden: golden::compare,
 };

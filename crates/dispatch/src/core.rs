@@ -27,7 +27,7 @@ const LEASE_AGAIN: Duration = Duration::from_secs(1);
 
 /// What is said to the core.
 pub enum Said {
-    Submit(Request, oneshot::Sender<Result<Prediction, SubmitError>>),
+    Submit(Box<Request>, oneshot::Sender<Result<Prediction, SubmitError>>),
     /// Answered by whether it is live here, and then by its end.
     Cancel(Id, oneshot::Sender<bool>, oneshot::Sender<()>),
     Drain(oneshot::Sender<()>),
@@ -135,7 +135,7 @@ impl Core {
 
     fn hear(&mut self, said: Said) {
         match said {
-            Said::Submit(request, answer) => self.submit(request, answer),
+            Said::Submit(request, answer) => self.submit(*request, answer),
             Said::Cancel(id, here, ended) => self.cancel(&id, here, ended),
             Said::Drain(asked) => self.drain(asked),
             Said::Created(id, result) => self.created(&id, result),

@@ -118,7 +118,7 @@ impl Dispatch {
     /// nothing.
     pub async fn submit(&self, request: Request) -> Result<Prediction, SubmitError> {
         let (answer, answered) = oneshot::channel();
-        self.core.send(Said::Submit(request, answer)).map_err(|_| SubmitError::Draining)?;
+        self.core.send(Said::Submit(Box::new(request), answer)).map_err(|_| SubmitError::Draining)?;
         answered.await.map_err(|_| SubmitError::Draining)?
     }
 

@@ -60,7 +60,7 @@ impl Format {
     /// The bytes of an `[out, in_]` weight, or why there is no such weight in this format.
     pub fn size(self, out: usize, in_: usize) -> Result<usize, String> {
         let block = self.block_len();
-        if out == 0 || in_ == 0 || in_ % block != 0 {
+        if out == 0 || in_ == 0 || !in_.is_multiple_of(block) {
             return Err(format!("no {} weight of [{out}, {in_}]: rows come in blocks of {block}", self.name()));
         }
         (in_ / block)

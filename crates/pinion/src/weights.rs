@@ -94,10 +94,7 @@ fn verify(which: Which) -> Result<(), Failure> {
     if wrong.is_empty() { Ok(()) } else { Err(Failure::Failed(wrong.join("\n"))) }
 }
 
-fn chosen<'a>(
-    deployment: &'a Deployment,
-    model: Option<&str>,
-) -> Result<Vec<&'a Offer>, Failure> {
+fn chosen<'a>(deployment: &'a Deployment, model: Option<&str>) -> Result<Vec<&'a Offer>, Failure> {
     match model {
         Some(name) => Ok(vec![deployment.find(name)?]),
         None => Ok(deployment.offers.iter().collect()),

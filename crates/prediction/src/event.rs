@@ -15,7 +15,10 @@ pub enum Event {
     /// Text to append to the logs, with its own line ends.
     Log(String),
     /// Sets one metric. Counts must be JSON integers: one client refuses `12.0`.
-    Metric { name: String, value: Value },
+    Metric {
+        name: String,
+        value: Value,
+    },
     /// The last event, exactly one per prediction.
     Ended(Outcome),
 }
@@ -40,7 +43,9 @@ impl Output {
 pub enum Outcome {
     Succeeded,
     /// `error` is what the client reads: plain text, never empty.
-    Failed { error: String },
+    Failed {
+        error: String,
+    },
     Canceled,
     /// The deadline passed before it started. Only for callers that set one: some clients poll for ever on this word.
     Aborted,

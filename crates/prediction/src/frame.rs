@@ -20,11 +20,19 @@ pub struct Hello {
 pub enum ToWorker {
     Hello(Hello),
     Load(LoadSpec),
-    Unload { target: String },
+    Unload {
+        target: String,
+    },
     /// Answered by events for this id, the last of them `Ended`.
-    Admit { target: String, attempt: u32, job: Job },
+    Admit {
+        target: String,
+        attempt: u32,
+        job: Job,
+    },
     /// Answered by `Ended(Canceled)` unless the prediction ended first.
-    Cancel { id: Id },
+    Cancel {
+        id: Id,
+    },
     /// Finish what is inside, then say `Bye`.
     Drain,
     /// Stop now: the channel closes without a word.
@@ -36,10 +44,23 @@ pub enum ToWorker {
 pub enum FromWorker {
     Hello(Hello),
     /// A line of load progress.
-    Loading { target: String, line: String },
-    Loaded { target: String, bytes: u64, capacity: u32, seconds: f64 },
-    LoadFailed { target: String, error: PredictError },
-    Unloaded { target: String },
+    Loading {
+        target: String,
+        line: String,
+    },
+    Loaded {
+        target: String,
+        bytes: u64,
+        capacity: u32,
+        seconds: f64,
+    },
+    LoadFailed {
+        target: String,
+        error: PredictError,
+    },
+    Unloaded {
+        target: String,
+    },
     /// Everything one step emitted, in order.
     Events(Vec<Emitted>),
     /// Alive, between steps; sent at most once a second.
