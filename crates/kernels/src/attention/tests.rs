@@ -84,14 +84,14 @@ impl Case {
 
 fn shapes() -> impl Iterator<Item = (Shape, usize)> {
     [(1, 1, 16), (3, 3, 64), (3, 1, 8), (2, 4, 24), (1, 8, 128)].into_iter().map(|(kv_heads, group, head_dim)| {
-        (Shape { slots: 3, context_tokens: 210, kv_heads, head_dim }, kv_heads * group)
+        (Shape { slots: 3, context_tokens: 160, kv_heads, head_dim }, kv_heads * group)
     })
 }
 
 #[test]
 fn it_equals_f64_whatever_the_shape() {
     for (shape, heads) in shapes() {
-        let case = Case::new(shape, heads, &[1, 200, 65], Random::fresh());
+        let case = Case::new(shape, heads, &[1, 150, 65], Random::fresh());
         for simd in Simd::available() {
             let pool = Pool::with_simd(2, simd);
             let mut exact = Cache::f32(shape);
@@ -114,9 +114,10 @@ fn a_row_is_the_same_alone_batched_and_chunked_on_every_path() {
         for (row, y) in rows.iter().zip(&mut alone) {
             *y = case.step(&mut cache, &[*row], &Pool::new(1));
         }
-        for (simd, threads) in Simd::available().into_iter().flat_map(|s| [(s, 1), (s, 2), (s, 3)]) {
-            let pool = Pool::with_simd(threads, simd);
-            for chunk in [1, 7, 64, rows.len()] {
+        for (simd, chunk) in Simd::available().into_iter().flat_map(|s| [1, 7, 64, rows.len()].map(|chunk| (s, chunk)))
+        {
+            for threads in [1, 3] {
+                let pool = Pool::with_simd(threads, simd);
                 let mut cache = Cache::f16(shape);
                 for (rows, alone) in rows.chunks(chunk).zip(alone.chunks(chunk)) {
                     let y = case.step(&mut cache, rows, &pool);

@@ -1,7 +1,9 @@
 //! The tiles with AVX2, FMA and F16C: a panel is two registers of eight outputs, and `vpmaddwd` adds two products of 16
 //! bits per lane.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::{bf16, f16};
 
@@ -12,6 +14,11 @@ use crate::math::ROUND;
 
 /// The lanes of one register.
 const HALF: usize = 8;
+
+const LINE_BYTES: usize = 64;
+
+/// How far ahead the first rows ask for weights.
+const PREFETCH_BYTES: usize = 4096;
 
 /// # Safety
 /// See `QuantTile`; the processor must have the features.
@@ -61,6 +68,13 @@ unsafe fn quant_halves<B: Blocks, const R: usize, const H: usize>(tile: &QuantTi
         let mut total = [[_mm256_setzero_ps(); R]; H];
         for b in 0..blocks {
             let block = tile.panel.add(b * B::BYTES);
+            if row == 0 && half == 0 {
+                // The first rows pay for reading the panel: with this much to compute in between, the memory would fall
+                // asleep.
+                for line in 0..B::BYTES.div_ceil(LINE_BYTES) {
+                    _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(PREFETCH_BYTES + line * LINE_BYTES).cast());
+                }
+            }
             for (h, total) in total.iter_mut().enumerate() {
                 let at = half + h;
                 let dots: [__m256i; R] = dot::<B, R>(block.add(32 * at), x.add(b * BLOCK), blocks * BLOCK);
@@ -97,20 +111,21 @@ unsafe fn quant_halves<B: Blocks, const R: usize, const H: usize>(tile: &QuantTi
 /// Half a block's sums of products: `values` at its first 32 bytes, rows of activations from `x` on, `stride` apart.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn dot<B: Blocks, const R: usize>(values: *const u8, x: *const i16, stride: usize) -> [__m256i; R] {
+unsafe fn dot<B: Blocks, const R: usize>(mut values: *const u8, x: *const i16, stride: usize) -> [__m256i; R] {
     let mut sums = [_mm256_setzero_si256(); R];
     for step in 0..4 {
         // SAFETY: a block has four times 64 bytes of nibbles, or eight of bytes; every row has 32 activations at `x`.
         unsafe {
-            let (values, twos) = widen::<B>(values, step);
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = x.add(r * stride).cast::<i32>();
-                let product =
-                    |i: usize| _mm256_madd_epi16(values[i], _mm256_set1_epi32(x.add(twos[i]).read_unaligned()));
-                let (first, second) =
-                    (_mm256_add_epi32(product(0), product(1)), _mm256_add_epi32(product(2), product(3)));
-                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(first, second));
+            let (widened, twos) = widen::<B>(values, step);
+            for (widened, two) in widened.into_iter().zip(twos) {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let two = x.add(r * stride).cast::<i32>().add(two).read_unaligned();
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(widened, _mm256_set1_epi32(two)));
+                }
             }
+            // The compiler would go row by row and keep all widened weights on the stack: it may not look past this.
+            asm!("/* {0} */", inout(reg) values, options(nostack, preserves_flags));
+            sums.iter_mut().for_each(|sum| asm!("/* {0} */", inout(ymm_reg) * sum, options(nostack, preserves_flags)));
         }
     }
     sums
@@ -248,33 +263,62 @@ pub unsafe fn plain<T: Load>(tile: &PlainTile<T>) {
     }
 }
 
+/// Inputs that rows take before they move to the next of their panels, so that what they read stays in the first-level cache;
+/// sums wait in a `Carry` meanwhile, unchanged.
+const CHUNK: usize = 64;
+
+/// Panels whose sums a `Carry` holds: those of a packed weight.
+const CARRY_PANELS: usize = 4;
+
+/// The sums of some rows.
+type Carry<const R: usize> = [[[f32; LANES]; CARRY_PANELS]; R];
+
 /// `P` panels at a time: few rows need more, or each fused multiply-add would wait for the one before.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn each_panels<T: Load, const R: usize, const P: usize>(tile: &PlainTile<T>, row: usize) {
-    let mut panel = 0;
-    // SAFETY: every step stays within the tile's panels.
-    unsafe {
-        while panel + P <= tile.panels {
-            plain_rows::<T, R, P>(tile, row, panel);
-            panel += P;
-        }
-        while panel < tile.panels {
-            plain_rows::<T, R, 1>(tile, row, panel);
-            panel += 1;
+    let mut carry: Carry<R> = [[[0.0; LANES]; CARRY_PANELS]; R];
+    let step = if tile.panels <= CARRY_PANELS { CHUNK } else { tile.k };
+    for first in (0..tile.k).step_by(step.max(1)) {
+        let inputs = first..tile.k.min(first + step);
+        let mut panel = 0;
+        // SAFETY: every step stays within the tile's panels.
+        unsafe {
+            while panel + P <= tile.panels {
+                plain_rows::<T, R, P>(tile, row, panel, &inputs, &mut carry);
+                panel += P;
+            }
+            while panel < tile.panels {
+                plain_rows::<T, R, 1>(tile, row, panel, &inputs, &mut carry);
+                panel += 1;
+            }
         }
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn plain_rows<T: Load, const R: usize, const P: usize>(tile: &PlainTile<T>, row: usize, panel: usize) {
-    // SAFETY: the tile covers `k` inputs of these rows and panels.
+unsafe fn plain_rows<T: Load, const R: usize, const P: usize>(
+    tile: &PlainTile<T>,
+    row: usize,
+    panel: usize,
+    inputs: &Range<usize>,
+    carry: &mut Carry<R>,
+) {
+    // SAFETY: the tile covers `k` inputs of these rows and panels; sums are carried only where the panels fit.
     unsafe {
         let x = tile.x.add(row * tile.x_stride);
-        let mut w = tile.w.add(panel * tile.panel_step);
+        let mut w = tile.w.add(panel * tile.panel_step + inputs.start * tile.w_step);
         let mut total = [[[_mm256_setzero_ps(); 2]; P]; R];
-        for k in 0..tile.k {
+        if inputs.start > 0 {
+            for (total, carry) in total.iter_mut().zip(&*carry) {
+                for (total, carry) in total.iter_mut().zip(&carry[panel..]) {
+                    total[0] = _mm256_loadu_ps(carry.as_ptr());
+                    total[1] = _mm256_loadu_ps(carry[HALF..].as_ptr());
+                }
+            }
+        }
+        for k in inputs.clone() {
             for p in 0..P {
                 let low = T::eight(w.add(p * tile.panel_step));
                 let high = T::eight(w.add(p * tile.panel_step + HALF));
@@ -284,11 +328,24 @@ unsafe fn plain_rows<T: Load, const R: usize, const P: usize>(tile: &PlainTile<T
                     total[p][1] = _mm256_fmadd_ps(high, x, total[p][1]);
                 }
             }
+            if R > 1 {
+                // The memory would rest while rows are at their later panels.
+                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(CHUNK * tile.w_step).cast());
+            }
             w = w.wrapping_add(tile.w_step);
+        }
+        if inputs.end < tile.k {
+            for (total, carry) in total.iter().zip(carry) {
+                for (total, carry) in total.iter().zip(&mut carry[panel..]) {
+                    _mm256_storeu_ps(carry.as_mut_ptr(), total[0]);
+                    _mm256_storeu_ps(carry[HALF..].as_mut_ptr(), total[1]);
+                }
+            }
+            return;
         }
         for (r, total) in total.into_iter().enumerate() {
             for (p, total) in total.into_iter().enumerate() {
-                let lanes = if panel + p + 1 == tile.panels { tile.last_lanes } else { LANES };
+                let lanes = tile.lanes(panel + p);
                 let y = tile.y.add((row + r) * tile.y_stride + (panel + p) * LANES);
                 put(y, total[0], lanes, tile.add);
                 put(y.wrapping_add(HALF), total[1], lanes.saturating_sub(HALF), tile.add);

@@ -90,7 +90,7 @@ pub unsafe fn plain<T: Plain>(tile: &PlainTile<T>) {
                     total[lane] = w[lane].f32().mul_add(x, total[lane]);
                 }
             }
-            let lanes = if panel + 1 == tile.panels { tile.last_lanes } else { LANES };
+            let lanes = tile.lanes(panel);
             // SAFETY: the caller's `y` has a place for every lane of every panel in every row.
             unsafe { put(tile.y.add(row * tile.y_stride + panel * LANES), &total[..lanes], tile.add) };
         }

@@ -42,7 +42,8 @@ fn product(x: &[f32], rows: usize, w: &Weight, pool: &Pool) -> Vec<f32> {
 
 /// Every result within the error that 16-bit activations, f32 sums and (for formats that become Q8_0) int8 weights may
 /// cause: half a step of the block's scale times the other factor, and 2^-23 per term for the sum.
-fn check(format: Format, x: &[f32], values: &[f32], rows: usize, out: usize, in_: usize, y: &[f32], seed: u64) {
+fn check(format: Format, in_: usize, x: &[f32], values: &[f32], y: &[f32], seed: u64) {
+    let (rows, out) = (x.len() / in_, values.len() / in_);
     let quantised = Kind::of(format).quantised();
     let converted = quantised && Kind::of(format).source() != format;
     let largest = |block: &[f32]| block.iter().fold(0f32, |m, v| m.max(v.abs())) as f64;
@@ -89,7 +90,7 @@ proptest! {
             let pool = Pool::with_simd(1, simd);
             let w = Weight::new(format, out, in_, &bytes, &pool).unwrap();
             let y = product(&x, rows, &w, &pool);
-            check(format, &x, &values, rows, out, in_, &y, seed);
+            check(format, in_, &x, &values, &y, seed);
             same_bits(first.get_or_insert_with(|| y.clone()), &y, || format!("{format:?} on {}, seed {seed}", simd.name()));
         }
     }
@@ -196,7 +197,7 @@ fn a_stack_of_formats_equals_its_parts() {
 
 #[test]
 fn adding_and_strided_rows_give_the_plain_product_and_a_sum() {
-    let (pool, mut random) = (Pool::new(2), Random::fresh());
+    let mut random = Random::fresh();
     let (rows, out, in_, stride) = (11, 37, 64, 100);
     for format in [Format::Q4_1, Format::Q8_0, Format::F32, Format::F16, Format::BF16] {
         let (bytes, _) = weight(format, out, in_, &mut random);
@@ -213,7 +214,6 @@ fn adding_and_strided_rows_give_the_plain_product_and_a_sum() {
             same_bits(&sum, &y, || format!("{format:?} on {}, seed {}", simd.name(), random.seed));
         }
     }
-    drop(pool);
 }
 
 #[test]

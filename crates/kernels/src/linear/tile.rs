@@ -1,7 +1,7 @@
 //! What one inner loop does, and the choice of the loop: a few rows of activations times one panel (quantised) or a few
 //! panels (plain). Refuses to know threads and how the work was cut.
 
-use super::layout::{Blocks, Kind, Q4, Q4Min, Q8};
+use super::layout::{Blocks, Kind, LANES, Q4, Q4Min, Q8};
 use super::portable::{self, Plain};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
@@ -39,6 +39,13 @@ pub struct PlainTile<T> {
     pub y_stride: usize,
     pub last_lanes: usize,
     pub add: bool,
+}
+
+impl<T> PlainTile<T> {
+    /// Lanes of a panel that are results.
+    pub fn lanes(&self, panel: usize) -> usize {
+        if panel + 1 == self.panels { self.last_lanes } else { LANES }
+    }
 }
 
 /// # Safety
