@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use api::{Api, Auth, Served};
 use criterion::{Criterion, criterion_group, criterion_main};
 use dispatch::{Dispatch, Gone, Launch, Link, Settings};
-use prediction::{LoadSpec, Map, Timestamp, Weights};
+use prediction::{LoadSpec, Timestamp, Weights};
 use schema::{ModelSchema, Output};
 use store::feed::Feed;
 use store::{SqliteStore, Store};
@@ -41,17 +41,7 @@ impl Launch for EchoThread {
 async fn serve(folder: &Path) -> SocketAddr {
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("bench.sqlite")).await.expect("opens"));
     let feed = Feed::new(store.clone());
-    let spec = LoadSpec {
-        target: "echo".into(),
-        model: "echo".into(),
-        weights: Weights::Path(folder.to_owned()),
-        device: "cpu".into(),
-        precision: None,
-        context_tokens: None,
-        concurrency: None,
-        threads: None,
-        defaults: Map::new(),
-    };
+    let spec = LoadSpec::new("echo", "echo", Weights::Path(folder.to_owned()));
     let settings = Settings { preload: vec!["echo".into()], ..Settings::new("bench", vec![spec]) };
     let dispatch =
         Dispatch::start(store.clone(), feed.clone(), Arc::new(EchoThread), settings).await.expect("dispatch starts");

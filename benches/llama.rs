@@ -5,20 +5,11 @@ use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use models::{BenchResult, BenchShape, Entry};
-use prediction::{LoadSpec, Map, Weights};
+use prediction::{LoadSpec, Weights};
 
 fn measure(shape: &BenchShape) -> BenchResult {
-    let spec = LoadSpec {
-        target: "smollm2".into(),
-        model: "llama".into(),
-        weights: Weights::Locked { name: "smollm2".into(), offline: false },
-        device: "cpu".into(),
-        precision: None,
-        context_tokens: None,
-        concurrency: None,
-        threads: None,
-        defaults: Map::new(),
-    };
+    let weights = Weights::Locked { name: "smollm2".into(), offline: false };
+    let spec = LoadSpec::new("smollm2", "llama", weights);
     let llama = Entry::named("llama").expect("it is registered");
     (llama.bench)(&spec, shape, &mut |_| {}).expect("the weights can be had: `pinion weights pull smollm2`")
 }

@@ -87,15 +87,13 @@ impl Offer {
             (None, WeightsFrom::Locked(name)) => Weights::Locked { name: name.clone(), offline: false },
         };
         LoadSpec {
-            target: self.served.name.clone(),
-            model: self.model.name.to_owned(),
-            weights,
             device: self.served.device.clone().unwrap_or_else(|| "cpu".into()),
             precision: self.served.precision.clone(),
             context_tokens: self.served.context_tokens,
             concurrency: self.served.concurrency,
             threads: self.served.threads,
             defaults: self.served.defaults.clone(),
+            ..LoadSpec::new(&self.served.name, self.model.name, weights)
         }
     }
 

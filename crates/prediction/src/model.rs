@@ -68,6 +68,23 @@ pub struct LoadSpec {
     pub defaults: Map,
 }
 
+impl LoadSpec {
+    /// On the CPU, everything else left to the model.
+    pub fn new(target: impl Into<String>, model: impl Into<String>, weights: Weights) -> Self {
+        Self {
+            target: target.into(),
+            model: model.into(),
+            weights,
+            device: "cpu".into(),
+            precision: None,
+            context_tokens: None,
+            concurrency: None,
+            threads: None,
+            defaults: Map::new(),
+        }
+    }
+}
+
 /// Where weights come from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
