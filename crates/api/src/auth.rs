@@ -30,7 +30,8 @@ impl Gate {
         if let Some((_, open)) = known.filter(|(at, _)| at.elapsed().as_millis() < LOOK_AGAIN_MILLIS) {
             return Ok(open);
         }
-        let open = store.token_list().await?.iter().all(|token| token.revoked);
+        // Whoever revokes the last token wants one caller out, not everybody in.
+        let open = store.token_list().await?.is_empty();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), open));
         Ok(open)
     }

@@ -55,6 +55,10 @@ async fn an_open_server_takes_any_token_or_none_until_one_is_made() {
     let made = Server::start().await;
     made.store.token_create("t").await.unwrap();
     assert_eq!(made.get("/v1/account").await.status, 401);
+    let revoked = Server::start().await;
+    revoked.store.token_create("t").await.unwrap();
+    revoked.store.token_revoke("t").await.unwrap();
+    assert_eq!(revoked.get("/v1/account").await.status, 401, "revoking the last one opens nothing");
 }
 
 #[tokio::test]
