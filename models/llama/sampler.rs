@@ -98,23 +98,24 @@ impl Sampler {
     }
 
     /// Temperature, then `top_k`, then `top_p`, then one draw from what is left.
-    fn draw(&self, logits: &[f32]) -> Result<u32, NotANumber> {
+    fn draw(&self, logits: &mut [f32]) -> Result<u32, NotANumber> {
         let (_, max) = greatest(logits)?;
-        let temperature = self.settings.temperature as f32;
-        let mut kept: Vec<(f32, u32)> = logits
-            .iter()
-            .zip(0u32..)
-            .map(|(&logit, id)| (((logit - max) / temperature).exp(), id))
-            .filter(|&(weight, _)| weight > 0.0)
-            .collect();
-        let top_k = self.settings.top_k;
+        let mut total = kernels::softmax::weigh(logits, max, self.settings.temperature as f32);
+        let Settings { top_k, top_p, .. } = self.settings;
+        // Tokens lighter than this hold less than `1 - top_p` of the mass all together, so `top_p` cuts every one of
+        // them: thousands of tokens need not be sorted. Half of it, for rounding.
+        let floor = if top_k == 0 { 0.5 * (1.0 - top_p) * total / logits.len() as f64 } else { 0.0 };
+        let floor = (floor as f32).max(f32::MIN_POSITIVE);
+        let weights = logits.iter().copied().zip(0u32..);
+        let mut kept: Vec<(f32, u32)> = weights.filter(|&(weight, _)| weight >= floor).collect();
         if top_k > 0 && top_k < kept.len() {
             kept.select_nth_unstable_by(top_k - 1, heavier);
             kept.truncate(top_k);
             kept.sort_unstable_by(heavier);
+            total = mass(&kept);
         }
-        if self.settings.top_p < 1.0 {
-            keep_nucleus(&mut kept, self.settings.top_p);
+        if top_p < 1.0 {
+            keep_nucleus(&mut kept, top_p * total);
         }
         let mut left = uniform(self.settings.seed, self.count as u64) * mass(&kept);
         for &(weight, id) in &kept {
@@ -128,9 +129,8 @@ impl Sampler {
     }
 }
 
-/// Cuts to the fewest heaviest tokens that hold `top_p` of the mass; always at least one.
-fn keep_nucleus(kept: &mut Vec<(f32, u32)>, top_p: f64) {
-    let goal = top_p * mass(kept);
+/// Cuts to the fewest heaviest tokens that hold the mass `goal`; always at least one.
+fn keep_nucleus(kept: &mut Vec<(f32, u32)>, goal: f64) {
     let mut size = NUCLEUS_TOKENS;
     loop {
         size = size.min(kept.len());
@@ -250,9 +250,33 @@ mod tests {
     #[test]
     fn a_nucleus_wider_than_the_first_guess_is_found() {
         let mut kept: Vec<(f32, u32)> = (0..1000).map(|id| (1.0, id)).collect();
-        keep_nucleus(&mut kept, 0.5);
+        keep_nucleus(&mut kept, 500.0);
         assert_eq!(kept.len(), 500);
         assert_eq!(kept.last(), Some(&(1.0, 499)), "equal weights leave in the order of ids");
+    }
+
+    #[test]
+    fn skipping_the_light_tokens_changes_nobody_in_the_nucleus() {
+        let logits: Vec<f32> = (0..5000u64).map(|id| 8.0 * uniform(11, id) as f32).collect();
+        let mut sorted: Vec<(f32, u32)> = logits.iter().map(|l| l.exp()).zip(0..).collect();
+        sorted.sort_unstable_by(heavier);
+        for top_p in [0.1, 0.5, 0.95, 0.999] {
+            let goal = top_p * mass(&sorted);
+            let before = sorted.iter().scan(0.0, |sum, &(weight, id)| {
+                let before = *sum;
+                *sum += f64::from(weight);
+                Some((before, id))
+            });
+            let nucleus: HashSet<u32> = before.take_while(|&(before, _)| before < goal).map(|(_, id)| id).collect();
+            let drawn = (0..4000).map(|seed| {
+                let settings = Settings { temperature: 1.0, top_p, seed, ..Settings::greedy() };
+                Sampler::new(settings, &[]).next(&mut logits.clone(), &[]).unwrap()
+            });
+            let drawn: HashSet<u32> = drawn.collect();
+            assert!(drawn.is_subset(&nucleus), "{top_p}");
+            let lightest = sorted[nucleus.len() / 2].1;
+            assert!(nucleus.contains(&lightest) && drawn.len() > nucleus.len() / 8, "{top_p}: {}", drawn.len());
+        }
     }
 
     #[test]

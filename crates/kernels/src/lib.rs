@@ -12,6 +12,7 @@ pub mod op;
 pub mod pool;
 pub mod rope;
 pub mod simd;
+pub mod softmax;
 pub mod swiglu;
 #[cfg(test)]
 mod testing;
