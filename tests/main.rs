@@ -6,3 +6,4 @@ mod crash;
 mod support;
 mod tidy;
 mod tutorial;
+mod worker_process;

@@ -65,6 +65,10 @@ impl Server {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL: no goodbye, no flush.
     pub fn kill(mut self) {
         self.child.kill().expect("it ran");
