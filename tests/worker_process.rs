@@ -4,14 +4,14 @@
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use prediction::frame::{FromWorker, Hello, ToWorker};
 use serde_json::{Value, json};
 use worker::pipe::{Reader, Writer};
 
-use crate::support::{PATIENCE, Server, pinion};
+use crate::support::{PATIENCE, Server, output_of, pinion};
 
 const MODEL: &str = "/v1/models/pinion/smollm2/predictions";
 const INTERRUPTED: &str = "Prediction interrupted; please retry (code: PA)";
@@ -131,15 +131,38 @@ fn a_worker_killed_while_it_reads_a_prompt_is_replaced_and_the_prompt_is_read_ag
     assert!(logs.contains("the worker was lost; running again\n"), "{ended}");
 }
 
+/// The weights come from a named pipe that nobody writes to: the load hangs until the worker is killed.
 #[test]
 fn a_worker_killed_while_it_loads_is_replaced() {
     let data = tempfile::tempdir().unwrap();
-    let mut server = serve(data.path());
+    let real = output_of(pinion().args(["weights", "pull", "smollm2", "--print-path"]));
+    let weights = data.path().join("weights.gguf");
+    output_of(Command::new("mkfifo").arg(&weights));
+    let mut command = pinion();
+    command.env("PINION_CACHE", data.path().join("cache")).env("PINION_WEIGHTS_DIR", &weights);
+    let server = Server::start_as(command, data.path(), &["--config", config(data.path(), 600).to_str().unwrap()]);
+    let id = create(&server, "Say OK", 4);
+    until("it waits for the load", || {
+        state(&server, &id)["logs"].as_str().is_some_and(|logs| logs.contains("loading smollm2")).then_some(())
+    });
     let worker = worker_of(&server);
+    fs::copy(real.trim(), data.path().join("real.gguf")).unwrap();
+    fs::rename(data.path().join("real.gguf"), &weights).unwrap();
+    assert_eq!(state(&server, &id)["status"], "starting");
     signal(worker, libc::SIGKILL);
-    server.wait_for_log("starting another worker");
-    succeeds(&server, &create(&server, "Say OK", 4));
+    succeeds(&server, &id);
     assert_ne!(worker_of(&server), worker);
+}
+
+#[test]
+fn what_a_model_prints_or_reads_is_not_on_the_pipes_of_the_frames() {
+    let data = tempfile::tempdir().unwrap();
+    let server = serve(data.path());
+    succeeds(&server, &create(&server, "Say OK", 1));
+    let worker = worker_of(&server);
+    let descriptor = |number: u32| fs::read_link(format!("/proc/{worker}/fd/{number}")).unwrap();
+    assert_eq!(descriptor(0), Path::new("/dev/null"));
+    assert_eq!(descriptor(1), descriptor(2), "stdout is the log");
 }
 
 #[test]

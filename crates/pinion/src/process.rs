@@ -70,16 +70,17 @@ impl Launch for Process {
 
 /// Reaps the process; ends it first when the link has been dropped.
 async fn keep(mut child: Child, pid: u32, dropped: oneshot::Receiver<()>) {
-    tokio::select! {
-        status = child.wait() => match status {
-            Ok(status) if status.success() => tracing::info!(pid, "the worker has left"),
-            Ok(status) => tracing::error!(pid, %status, "the worker ended"),
-            Err(error) => tracing::error!(pid, %error, "the worker's end could not be seen"),
-        },
+    let ended = tokio::select! {
+        status = child.wait() => status,
         _ = dropped => {
-            // An error is a process that has ended by itself meanwhile.
-            let _ = child.kill().await;
+            // An error is a process that has ended by itself meanwhile; how, `wait` tells.
+            let _ = child.start_kill();
+            child.wait().await
         }
+    };
+    match ended {
+        Ok(status) => tracing::info!(pid, %status, "the worker has ended"),
+        Err(error) => tracing::error!(pid, %error, "the worker's end could not be seen"),
     }
 }
 

@@ -109,7 +109,8 @@ impl Bench {
         let (leave, left) = channel();
         std::thread::spawn(move || {
             let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
-            worker::serve_pipes(registry, stdin, stdout, move || drop(leave.send(()))).unwrap();
+            let leave = move || leave.send(()).unwrap_or_default();
+            worker::serve_pipes(registry, stdin, stdout, leave).unwrap();
         });
         let mut bench = Self { to: Some(Writer::new(to)), from: Reader::new(from), left };
         assert!(matches!(bench.next(), Some(FromWorker::Hello(_))));
@@ -188,7 +189,8 @@ fn a_server_that_talks_nonsense_is_left() {
     let (stdin, mut to) = io::pipe().unwrap();
     let (mut from, stdout) = io::pipe().unwrap();
     let (leave, left) = channel();
-    std::thread::spawn(move || worker::serve_pipes(BTreeMap::new(), stdin, stdout, move || drop(leave.send(()))));
+    let leave = move || leave.send(()).unwrap_or_default();
+    std::thread::spawn(move || worker::serve_pipes(BTreeMap::new(), stdin, stdout, leave));
     io::Write::write_all(&mut to, b"GET / HTTP/1.1\r\n").unwrap();
     left.recv_timeout(PATIENCE).expect("it was told to leave");
     from.read_to_end(&mut Vec::new()).expect("its end of the pipe is closed");
