@@ -39,13 +39,14 @@ fn test() -> Outcome {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
     clients::set_up()?;
-    cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
+    // All of it at once: the program alone would compile its dependencies a second time, with fewer features.
+    cargo(&["test", "--release", "--workspace", "--no-run"])?;
     run(Command::new(target().join("release/pinion")).args(["weights", "pull", "smollm2"]))?;
     cargo(&["test", "--release", "--workspace"])
 }
 
 fn run_golden(model: &str, weights: &str, golden: &str) -> Outcome {
-    cargo(&["run", "--release", "--quiet", "--package", "models", "--example", "golden", "--", model, weights, golden])
+    cargo(&["run", "--release", "--quiet", "--package", "pinion", "--example", "golden", "--", model, weights, golden])
 }
 
 fn cargo(words: &[&str]) -> Outcome {

@@ -1,13 +1,14 @@
 //! Who may call. Bearer and Token are one thing: older clients say Token.
 
 use std::{
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, header},
+    http::{HeaderMap, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -29,7 +30,8 @@ impl Gate {
         if let Some((_, open)) = known.filter(|(at, _)| at.elapsed().as_millis() < LOOK_AGAIN_MILLIS) {
             return Ok(open);
         }
-        let open = store.token_list().await?.iter().all(|token| token.revoked);
+        // Whoever revokes the last token wants one caller out, not everybody in.
+        let open = store.token_list().await?.is_empty();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), open));
         Ok(open)
     }
@@ -45,7 +47,10 @@ pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) ->
 
 async fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     if app.api.auth == Auth::OpenUntilToken && app.gate.is_open(&*app.api.store).await? {
-        return Ok(());
+        return match headers.get(header::ORIGIN).is_none_or(|origin| origin.to_str().is_ok_and(is_of_this_machine)) {
+            true => Ok(()),
+            false => Err(Problem::foreign_page()),
+        };
     }
     let header = headers.get(header::AUTHORIZATION).ok_or_else(Problem::no_token)?;
     let token = header.to_str().ok().and_then(token).ok_or_else(Problem::bad_token)?;
@@ -53,6 +58,15 @@ async fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
         true => Ok(()),
         false => Err(Problem::bad_token()),
     }
+}
+
+/// Only browsers name an origin: the page that calls. Any page could otherwise use a server that is open to its reader.
+fn is_of_this_machine(origin: &str) -> bool {
+    let authority = origin.split_once("://").and_then(|(_, rest)| rest.parse::<Authority>().ok());
+    authority.is_some_and(|authority| {
+        let host = authority.host().trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    })
 }
 
 /// The token of an `Authorization` header, if its scheme is one of ours.
@@ -65,6 +79,16 @@ fn token(header: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_of_this_machine_or_foreign() {
+        for own in ["http://localhost:3000", "http://127.0.0.1:5000", "https://[::1]", "http://localhost"] {
+            assert!(is_of_this_machine(own), "{own}");
+        }
+        for foreign in ["https://gears.example", "http://localhost.gears.example", "http://10.0.0.1", "null", ""] {
+            assert!(!is_of_this_machine(foreign), "{foreign}");
+        }
+    }
 
     #[test]
     fn both_schemes_carry_a_token_in_any_case() {

@@ -40,6 +40,12 @@ impl Problem {
         Self::titled(StatusCode::UNAUTHORIZED, "Unauthenticated", "You did not pass a valid authentication token")
     }
 
+    pub fn foreign_page() -> Self {
+        let detail = "A web page of another site asks, and this server is open only to programs of its own machine. \
+                      Once it has a token (`pinion token create NAME`), whoever sends the token may call.";
+        Self::titled(StatusCode::FORBIDDEN, "Forbidden", detail)
+    }
+
     pub fn not_found() -> Self {
         let detail = "The requested resource could not be found.";
         Self::new(StatusCode::NOT_FOUND, json!({ "detail": detail, "status": 404 }))

@@ -80,9 +80,14 @@ async fn accept(app: &App, found: Found<'_>, envelope: Envelope, headers: &Heade
     }
     let mut answer = (StatusCode::CREATED, json_answer(&render_at(&prediction, &origin))).into_response();
     let location = origin.api(&format!("/predictions/{}", prediction.request.id));
-    let said = [(header::LOCATION, Some(location)), (PREFERENCE_APPLIED, wait.map(Wait::applied))];
+    let said = [
+        // Creates say the character set, other answers do not: so it was recorded.
+        (header::CONTENT_TYPE, Some("application/json; charset=utf-8".to_owned())),
+        (header::LOCATION, Some(location)),
+        (PREFERENCE_APPLIED, wait.map(Wait::applied)),
+    ];
     for (name, text) in said {
-        // An origin and a number are plain text, so this holds for both.
+        // An origin and a number are plain text, so this holds for all.
         if let Some(Ok(value)) = text.map(|text| HeaderValue::from_str(&text)) {
             answer.headers_mut().insert(name, value);
         }

@@ -119,6 +119,7 @@ async fn finish(request: Request, next: Next) -> Response {
     let remaining = if creates { "599" } else { "2999" };
     response.headers_mut().insert("ratelimit-remaining", HeaderValue::from_static(remaining));
     response.headers_mut().insert("ratelimit-reset", HeaderValue::from_static("1"));
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     response
 }
 

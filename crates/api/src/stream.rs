@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use prediction::{Id, Outcome, Prediction, Status, Timestamp};
 use store::feed::Reader;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     App,
@@ -63,6 +63,8 @@ struct Follower {
 impl Follower {
     /// The next piece of the body; none closes it.
     async fn next(&mut self) -> Option<String> {
+        // Counted in bytes, not in events: what waits or loads says much in its logs, and none of it goes out here.
+        let ping_at = Instant::now() + Duration::from_secs(PING_SECONDS);
         loop {
             if let Some(text) = self.ready.pop_front() {
                 return Some(text);
@@ -70,7 +72,7 @@ impl Follower {
             if self.done {
                 return None;
             }
-            match timeout(Duration::from_secs(PING_SECONDS), self.reader.next()).await {
+            match timeout_at(ping_at, self.reader.next()).await {
                 Err(_) => return Some(sse::PING.to_owned()),
                 Ok(Some(event)) => {
                     self.done = matches!(event.event, prediction::Event::Ended(_));

@@ -175,6 +175,7 @@ impl Core {
                 Due::Deadline(id) => self.deadline(&id),
                 Due::RunLimit(id) => self.run_limit(&id),
                 Due::DrainLimit => self.drain_limit(),
+                Due::DrainGivesUp => self.drain_gives_up(),
             }
         }
     }

@@ -10,6 +10,9 @@ use crate::live::Stage;
 use crate::recover::interrupted;
 use crate::timers::Due;
 
+/// After the drain's limit, how long the store may take to note what ended there.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 impl Core {
     pub fn cancel(&mut self, id: &Id, here: oneshot::Sender<bool>, ended: oneshot::Sender<()>) {
         let live = self.live.get_mut(id);
@@ -77,7 +80,15 @@ impl Core {
         }
         self.tell(ToWorker::Exit);
         self.flush_all();
+        self.timers.add(Instant::now() + LAST_WORDS, Due::DrainGivesUp);
         self.drained_yet();
+    }
+
+    /// A store that takes nothing must not hold up the stop: what it lacks is repeated by the next life.
+    pub fn drain_gives_up(&mut self) {
+        let unsaid = self.live.values().filter(|live| live.writing || !live.pending.is_empty()).count();
+        tracing::error!(unsaid, "the store does not take what was said last; stopping without it");
+        self.released();
     }
 
     /// When nothing runs and everything said is stored, gives the leases back, so that the next life need not wait.

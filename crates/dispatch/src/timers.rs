@@ -23,6 +23,7 @@ pub enum Due {
     Deadline(Id),
     RunLimit(Id),
     DrainLimit,
+    DrainGivesUp,
 }
 
 /// Names one timer, so that it can be taken back.

@@ -36,11 +36,18 @@ impl Rules {
     }
 }
 
-/// Metadata services that clouds keep inside ranges which are otherwise private.
-const METADATA: [IpAddr; 3] = [
+/// Metadata and control services that clouds keep inside ranges which are otherwise private, or even public.
+const METADATA: [IpAddr; 7] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    // Azure's host, at a public address that answers only inside of it.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // AWS: the instance's metadata, and a container's credentials.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    // Google Cloud and Scaleway.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
 ];
 
 pub fn classify(address: IpAddr) -> Class {
@@ -158,6 +165,12 @@ mod tests {
             ("169.254.0.1", Forbidden),
             ("100.100.100.200", Forbidden),
             ("fd00:ec2::254", Forbidden),
+            ("fd00:ec2::23", Forbidden),
+            ("fd20:ce::254", Forbidden),
+            ("fd00:42::42", Forbidden),
+            ("168.63.129.16", Forbidden),
+            ("168.63.129.17", Public),
+            ("64:ff9b::a83f:8110", Forbidden),
             ("::ffff:169.254.169.254", Forbidden),
             ("fe80::1", Forbidden),
             ("0.0.0.0", Forbidden),

@@ -132,6 +132,10 @@ impl Config {
         let mut account = native.mapping("account")?;
         let username = account.text("username")?.unwrap_or_else(|| "pinion".into());
         let name = account.text("name")?.unwrap_or_else(|| "Pinion".into());
+        if !is_plain(&username) {
+            let why = "it stands in paths as the owner of models: no white space, `/`, `:`, `?`, `#` or `%`";
+            return Err(account.bad("username", &username.into(), why));
+        }
         account.end()?;
         let account = Account { username, name };
         let mut egress = native.mapping("egress")?;

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::{self, JoinSet};
 use tokio::time::{Duration, Instant};
 
-use crate::deliver::Desk;
+use crate::deliver::{Desk, receiver};
 use crate::follow::follow;
 
 /// Completed webhooks on the way at once, and to one receiver.
@@ -157,9 +157,4 @@ impl Conductor {
         held.append(&mut self.due);
         self.due = held;
     }
-}
-
-/// Scheme, host and port: those who share them share a fate.
-fn receiver(url: &str) -> String {
-    url::Url::parse(url).map_or_else(|_| url.to_owned(), |url| url.origin().ascii_serialization())
 }

@@ -21,6 +21,12 @@ pub const RETRY_SECONDS: [i64; 6] = [1, 2, 4, 8, 16, 29];
 /// Before the store is asked again after it failed.
 const STORE_AGAIN: Duration = Duration::from_secs(2);
 
+/// Scheme, host and port: those who share them share a fate. It is also all that a log may say of a webhook's URL, for
+/// user, path and query are where receivers keep their secrets.
+pub fn receiver(url: &str) -> String {
+    url::Url::parse(url).map_or_else(|_| "what is no URL".to_owned(), |url| url.origin().ascii_serialization())
+}
+
 /// What carries the bytes: egress, or a test's stand-in.
 #[async_trait]
 pub trait Post: Send + Sync + 'static {
@@ -79,20 +85,20 @@ impl Desk {
             Some(prediction) => self.send(&prediction, &row.url, &row.msg_id).await,
             None => Err("the prediction is not there any more".to_owned()),
         };
-        let (id, tries) = (&row.id, row.attempts + 1);
+        let (id, to, tries) = (&row.id, receiver(&row.url), row.attempts + 1);
         let Err(why) = sent else {
             self.insist(|| self.store.outbox_done(row.key)).await;
             return None;
         };
         match RETRY_SECONDS.get(row.attempts as usize) {
             Some(seconds) => {
-                tracing::info!(%id, url = row.url, tries, why, retry_s = seconds, "a webhook was not taken");
+                tracing::info!(%id, to, tries, why, retry_s = seconds, "a webhook was not taken");
                 let next = (self.clock)().plus_millis(seconds * 1000);
                 self.insist(|| self.store.outbox_retry(row.key, next)).await;
                 Some(next)
             }
             None => {
-                tracing::warn!(%id, url = row.url, tries, why, "a webhook was not taken; that was the last try");
+                tracing::warn!(%id, to, tries, why, "a webhook was not taken; that was the last try");
                 self.insist(|| self.store.outbox_done(row.key)).await;
                 None
             }
@@ -107,6 +113,20 @@ impl Desk {
                 Err(error) => tracing::warn!(%error, "the outbox is not to be had; asking again"),
             }
             tokio::time::sleep(STORE_AGAIN).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_log_says_where_a_webhook_goes_and_none_of_its_secrets() {
+        for (url, said) in [
+            ("https://user:word@hooks.example/T0/B0/XX?token=t#f", "https://hooks.example"),
+            ("http://127.0.0.1:9000/", "http://127.0.0.1:9000"),
+            ("r8_secret", "what is no URL"),
+        ] {
+            assert_eq!(super::receiver(url), said);
         }
     }
 }

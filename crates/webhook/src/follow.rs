@@ -6,7 +6,7 @@ use std::sync::Arc;
 use prediction::{Event, Prediction, Request, WebhookEvent};
 use tokio::time::{Duration, Instant};
 
-use crate::deliver::Desk;
+use crate::deliver::{Desk, receiver};
 
 const THROTTLE: Duration = Duration::from_millis(500);
 
@@ -47,12 +47,13 @@ pub async fn follow(desk: Arc<Desk>, request: Request) {
         }
     }
     if news && !state.request.wants(WebhookEvent::Completed) {
+        tokio::time::sleep_until(not_before).await;
         tell(&desk, &state, &url).await;
     }
 }
 
 async fn tell(desk: &Desk, state: &Prediction, url: &str) {
     if let Err(why) = desk.send(state, url, &Desk::new_message()).await {
-        tracing::debug!(id = %state.request.id, url, why, "a webhook before the end was not taken");
+        tracing::debug!(id = %state.request.id, to = receiver(url), why, "a webhook before the end was not taken");
     }
 }

@@ -11,7 +11,8 @@ async fn an_async_create_answers_at_once_in_the_recorded_shape() {
     let server = Server::start().await;
     let reply = server.post(BY_MODEL, json!({ "input": { "text": "hi", "hold": true, "extra": [1] } })).await;
     assert_eq!(reply.status, 201);
-    assert_eq!(reply.header("content-type"), Some("application/json"));
+    assert_eq!(reply.header("content-type"), Some("application/json; charset=utf-8"));
+    assert_eq!(reply.header("vary"), Some("Accept-Encoding"));
     assert_eq!(reply.header("ratelimit-remaining"), Some("599"));
     assert_eq!(reply.header("ratelimit-reset"), Some("1"));
     assert_eq!(reply.header("preference-applied"), None);
@@ -95,7 +96,9 @@ async fn when_the_wait_is_over_it_is_starting_without_output() {
     let body = reply.json();
     assert_eq!((&body["status"], &body["output"], &body["logs"]), (&json!("starting"), &Value::Null, &json!("")));
     assert_eq!(body.get("started_at"), None);
-    let now = server.get(path_of(body["urls"]["get"].as_str().unwrap())).await.json();
+    let now = server.get(path_of(body["urls"]["get"].as_str().unwrap())).await;
+    assert_eq!(now.header("content-type"), Some("application/json"), "no character set but on creates");
+    let now = now.json();
     assert_eq!((&now["status"], &now["output"]), (&json!("processing"), &json!(["half"])));
 }
 

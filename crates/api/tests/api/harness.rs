@@ -54,6 +54,7 @@ impl Launch for EchoThread {
 pub struct Server {
     router: Router,
     pub store: Arc<MemoryStore>,
+    pub feed: Feed,
 }
 
 pub struct Reply {
@@ -149,7 +150,7 @@ impl Server {
         };
         let router = api::router(Api {
             store,
-            feed,
+            feed: feed.clone(),
             dispatch,
             served: std::iter::once(echo).chain((1..=options.models).map(served)).collect(),
             account: Account { username: "pinion".into(), name: "Pinion".into() },
@@ -157,7 +158,7 @@ impl Server {
             webhook_rules: egress::Rules { allow_loopback: true, allow_private: false },
             body_bytes: BODY_BYTES,
         });
-        Self { router, store: memory }
+        Self { router, store: memory, feed }
     }
 
     pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Reply {

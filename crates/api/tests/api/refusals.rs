@@ -55,6 +55,25 @@ async fn an_open_server_takes_any_token_or_none_until_one_is_made() {
     let made = Server::start().await;
     made.store.token_create("t").await.unwrap();
     assert_eq!(made.get("/v1/account").await.status, 401);
+    let revoked = Server::start().await;
+    revoked.store.token_create("t").await.unwrap();
+    revoked.store.token_revoke("t").await.unwrap();
+    assert_eq!(revoked.get("/v1/account").await.status, 401, "revoking the last one opens nothing");
+}
+
+#[tokio::test]
+async fn an_open_server_is_not_open_to_the_pages_of_other_sites() {
+    let server = Server::start().await;
+    let path = "/v1/models/pinion/echo/predictions";
+    // What a page can send without asking first: a plain text.
+    let from = |origin: &'static str| [("content-type", "text/plain"), ("origin", origin)];
+    let body = json!({ "input": { "text": "a" } }).to_string();
+    assert_eq!(server.send("POST", path, &from("https://gears.example"), body.clone()).await.status, 403);
+    assert_eq!(server.send("POST", path, &from("http://localhost:3000"), body.clone()).await.status, 201);
+    let server = Server::start().await;
+    let bearer = format!("Bearer {}", server.store.token_create("page").await.unwrap());
+    let headers = [("origin", "https://gears.example"), ("authorization", bearer.as_str())];
+    assert_eq!(server.send("POST", path, &headers, body).await.status, 201, "with a token it may come from anywhere");
 }
 
 #[tokio::test]

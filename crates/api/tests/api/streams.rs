@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http_body_util::BodyExt;
+use prediction::{Event, Id, Numbered, Timestamp};
 use serde_json::json;
 
 use crate::harness::{Options, Reply, Server, path_of};
@@ -78,6 +79,28 @@ async fn silence_is_broken_by_a_lone_comment_line() {
     assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap(), ": hi\n");
     tokio::time::pause();
     let began = tokio::time::Instant::now();
+    assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap(), ": ping\n");
+    assert!(began.elapsed() <= Duration::from_secs(11), "{:?}", began.elapsed());
+}
+
+/// A prediction that waits for a place or for weights says so in its logs, which no stream carries.
+#[tokio::test]
+async fn what_is_only_logged_does_not_put_off_the_comment() {
+    let server = Server::start().await;
+    let held = server.hold("").await;
+    let path = path_of(held["urls"]["stream"].as_str().unwrap()).to_owned();
+    let mut body = server.open("GET", &path, &[], "").await.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap(), ": hi\n");
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let (feed, id) = (server.feed.clone(), Id::from(held["id"].as_str().unwrap()));
+    tokio::spawn(async move {
+        for seq in 1000..1008 {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let line = Event::Log(format!("{seq}\n"));
+            let _ = feed.publish(&id, Numbered { seq, at: Timestamp::now(), event: line });
+        }
+    });
     assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap(), ": ping\n");
     assert!(began.elapsed() <= Duration::from_secs(11), "{:?}", began.elapsed());
 }

@@ -200,3 +200,21 @@ async fn a_load_may_take_its_time_and_progress_is_a_sign_of_life() {
     let error = bench.end("p").await.error;
     assert_eq!(error.as_deref(), Some("the worker stopped answering while it loaded the model"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_takes_nothing_more_does_not_hold_up_a_stop() {
+    let store = Arc::new(SlowStore::default());
+    let mut bench = Bench::on(store.clone(), settings()).await;
+    let mut worker = bench.loaded(1).await;
+    bench.submit("p").await;
+    worker.admits().await;
+    store.failing.store(true, Ordering::SeqCst);
+    worker.emits("p", 1, [Event::Started, text("a"), succeeded()]);
+    settle().await;
+    tokio::time::timeout(Duration::from_secs(60), bench.dispatch.drain()).await.expect("the drain ends");
+    store.failing.store(false, Ordering::SeqCst);
+    let mut next = Bench::on(store, settings()).await;
+    let mut worker = next.worker().await;
+    worker.loads("echo", 1).await;
+    assert_eq!(worker.admits().await.0.as_str(), "p", "the next life repeats what the store never had");
+}

@@ -63,6 +63,7 @@ fn a_refusal_names_key_value_and_limit() {
         (native("retention_seconds: 1.5"), &["native.retention_seconds: 1.5", "1 to 315360000"]),
         (native("egress: { allow_private: 'yes' }"), &["native.egress.allow_private: \"yes\"", "true or false"]),
         (native("account: { user: x }"), &["native.account.user is not a key", "username, name"]),
+        (native("account: { username: 'a/b c' }"), &["native.account.username: \"a/b c\"", "owner of models"]),
         (native("modles: []"), &["native.modles is not a key"]),
         ("native: { models: [] }".into(), &["native.models is empty"]),
         ("native: { models: [3] }".into(), &["native.models[0]: 3 is not a mapping"]),

@@ -1,5 +1,6 @@
 //! From a path to connections: options, migrations, and words for what can be wrong with a file.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub(super) async fn open(path: &Path) -> Result<Connections, StoreError> {
         std::fs::create_dir_all(folder).map_err(|why| refuse(why.to_string()))?;
         check_writable(folder, path).map_err(|why| refuse(why.to_string()))?;
     }
+    create_private(path).map_err(|why| refuse(why.to_string()))?;
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -67,6 +69,15 @@ fn check_writable(folder: &Path, path: &Path) -> std::io::Result<()> {
     match std::fs::OpenOptions::new().read(true).write(true).open(path) {
         Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why),
         _ => Ok(()),
+    }
+}
+
+/// Inputs, outputs, stream keys and the secret that webhooks are signed with are its owner's business only. SQLite takes
+/// an empty file for a new one, and gives its log the file's mode.
+fn create_private(path: &Path) -> std::io::Result<()> {
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map(drop),
     }
 }
 

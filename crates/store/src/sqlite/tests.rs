@@ -49,6 +49,20 @@ async fn a_file_of_a_newer_program_is_refused_with_both_versions() {
     assert!(why.contains("store.db") && why.contains("version 999") && why.contains("up to 1"), "{why}");
 }
 
+/// The secret that webhooks are signed with is in it.
+#[tokio::test]
+async fn nobody_else_may_read_the_file_or_its_log() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let (folder, store) = new_store().await;
+    store.secret("webhook").await.unwrap();
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        let file = file.unwrap();
+        let mode = file.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{:?} has mode {mode:o}", file.file_name());
+    }
+}
+
 #[tokio::test]
 async fn a_file_that_is_no_database_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
