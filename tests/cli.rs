@@ -63,6 +63,7 @@ fn bad_words_and_bad_input_exit_with_2_and_name_the_limit() {
         (&["run", "smollm2", "-i", "prompt=@/no/such/file"], "/no/such/file"),
         (&["serve", "--listen", "nowhere"], "nowhere"),
         (&["token", "revoke"], "Usage"),
+        (&["token", "create", ""], "NAME"),
     ];
     for (words, expected) in cases {
         let output = run(words);
@@ -181,6 +182,35 @@ fn models_and_doctor_say_what_is_here() {
     for word in ["cpu", "memory", "cache", "smollm2"] {
         assert!(doctor.to_lowercase().contains(word), "{word}: {doctor}");
     }
+}
+
+#[test]
+fn a_failed_run_leaves_the_file_of_an_earlier_one_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("answer.txt");
+    fs::write(&file, "an earlier answer").unwrap();
+    let run = |prompt: &str, output: &Path| {
+        let words = ["run", "smollm2", "-i", prompt, "-i", "max_tokens=4", "-i", "temperature=0", "-o"];
+        pinion().args(words).arg(output).output().unwrap()
+    };
+    assert_eq!(run("prompt=", &file).status.code(), Some(1));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "an earlier answer");
+    let done = run("prompt=Say OK", &file);
+    assert_eq!(done.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert_eq!(fs::read_to_string(&file).unwrap(), text.strip_suffix('\n').unwrap());
+    for nowhere in [folder.path().to_owned(), folder.path().join("no/such.txt")] {
+        assert_eq!(run("prompt=x", &nowhere).status.code(), Some(2), "before any work");
+    }
+}
+
+#[test]
+fn doctor_says_that_a_path_of_cog_yaml_leads_nowhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("cog.yaml");
+    fs::write(&config, "native: {models: [{name: own, model: llama, path: /no/such.gguf}]}").unwrap();
+    let said = output_of(pinion().arg("doctor").arg("--config").arg(&config));
+    assert!(said.contains("own: weights missing: cog.yaml names /no/such.gguf"), "{said}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -80,6 +80,12 @@ impl Server {
         self.child.wait().expect("it is our child");
     }
 
+    /// SIGTERM, as whoever supervises a server sends it; how it exited.
+    pub fn stop(mut self) -> ExitStatus {
+        signal(&self.child, "TERM");
+        self.child.wait().expect("it is our child")
+    }
+
     pub fn get(&self, path: &str) -> (u16, Value) {
         http("GET", &format!("{}{path}", self.base), "")
     }
@@ -108,6 +114,10 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+pub fn signal(child: &Child, name: &str) {
+    output_of(Command::new("kill").args(["-s", name, &child.id().to_string()]));
 }
 
 /// One request on a connection of its own; the answer's body as JSON (null when it has none).

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::deployment::Deployment;
 use crate::failure::Failure;
 use crate::fetch;
+use crate::out::print_line;
 
 #[derive(Args)]
 pub struct Words {
@@ -50,10 +51,10 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let result = (offer.model.bench)(&spec, &shape, &mut |line| eprintln!("pinion: {line}"))?;
     let cpu = runner::device::cpu();
     if !words.json {
-        println!("{} on {} ({} threads)", offer.served.name, cpu.model, result.threads);
-        println!("prefill  {:.1} tokens/s ({} tokens)", result.prefill_tokens_per_s, shape.prompt_tokens);
-        println!("decode   {:.1} tokens/s (batch {})", result.decode_tokens_per_s, shape.batch);
-        println!("load {:.3} s, time to first token {:.3} s", result.load_s, result.time_to_first_token_s);
+        print_line!("{} on {} ({} threads)", offer.served.name, cpu.model, result.threads);
+        print_line!("prefill  {:.1} tokens/s ({} tokens)", result.prefill_tokens_per_s, shape.prompt_tokens);
+        print_line!("decode   {:.1} tokens/s (batch {})", result.decode_tokens_per_s, shape.batch);
+        print_line!("load {:.3} s, time to first token {:.3} s", result.load_s, result.time_to_first_token_s);
         return Ok(());
     }
     let mut body = serde_json::to_value(&result).map_err(Failure::failed)?;
@@ -61,7 +62,7 @@ pub fn main(words: Words) -> Result<(), Failure> {
     if let (Some(body), Some(here)) = (body.as_object_mut(), here.as_object()) {
         body.extend(here.clone());
     }
-    println!("{body}");
+    print_line!("{body}");
     Ok(())
 }
 

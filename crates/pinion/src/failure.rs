@@ -13,6 +13,8 @@ pub enum Failure {
     Failed(String),
     /// Ctrl-C: exit code 130, as shells have it.
     Interrupted,
+    /// Nobody reads stdout any more: exit code 141, as shells have it, and not a word.
+    ReaderGone,
 }
 
 impl Failure {
@@ -25,6 +27,7 @@ impl Failure {
             Self::Failed(_) => 1,
             Self::BadInput(_) => 2,
             Self::Interrupted => 130,
+            Self::ReaderGone => 141,
         })
     }
 }
@@ -34,6 +37,7 @@ impl fmt::Display for Failure {
         match self {
             Self::BadInput(why) | Self::Failed(why) => f.write_str(why),
             Self::Interrupted => f.write_str("interrupted"),
+            Self::ReaderGone => f.write_str("nobody reads what this prints"),
         }
     }
 }

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::deployment::Deployment;
 use crate::failure::Failure;
+use crate::out::print_line;
 
 #[derive(Args)]
 pub struct Words {
@@ -18,15 +19,15 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let deployment = Deployment::load(words.config.as_deref())?;
     for offer in &deployment.offers {
         let served = &offer.served;
-        println!("{}  ({}, version {})", served.name, served.model, offer.version()?);
+        print_line!("{}  ({}, version {})", served.name, served.model, offer.version()?);
         for name in &served.names {
-            println!("  as {name}");
+            print_line!("  as {name}");
         }
         for (id, name) in &served.versions {
-            println!("  as {name}:{id}");
+            print_line!("  as {name}:{id}");
         }
         if !served.description.is_empty() {
-            println!("  {}", served.description);
+            print_line!("  {}", served.description);
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ mod fetch;
 mod inputs;
 mod launch;
 mod list;
+mod out;
 mod paths;
 mod process;
 mod run;
@@ -21,9 +22,11 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::failure::Failure;
+
 /// Runs open models on your own machine, behind the HTTP APIs that programs already use.
 ///
-/// Exit codes: 0 done, 1 it failed, 2 the words or the input were wrong, 130 interrupted.
+/// Exit codes: 0 done, 1 it failed, 2 the words or the input were wrong, 130 interrupted, 141 nobody reads the output.
 #[derive(Parser)]
 #[command(name = "pinion", version, max_term_width = 110)]
 struct Cli {
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(failure @ Failure::ReaderGone) => failure.exit_code(),
         Err(failure) => {
             eprintln!("pinion: {failure}");
             failure.exit_code()

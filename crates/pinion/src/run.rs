@@ -1,7 +1,6 @@
 //! One prediction on this machine, without a server: the same worker, the same events, the same fold.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dispatch::{Launch, Link};
@@ -12,7 +11,7 @@ use serde_json::Value;
 
 use crate::deployment::{Deployment, Offer};
 use crate::failure::Failure;
-use crate::{fetch, inputs, launch};
+use crate::{fetch, inputs, launch, out};
 
 #[derive(Args)]
 pub struct Words {
@@ -39,6 +38,7 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let deployment = Deployment::load(words.config.as_deref())?;
     let offer = deployment.find(&words.model)?;
     let input = inputs::read(&words.inputs, &offer.schema)?;
+    words.output.as_deref().map_or(Ok(()), may_hold_a_file)?;
     if words.weights.is_none() {
         fetch::ensure(offer, &Options::from_env())?;
     }
@@ -46,6 +46,16 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let prediction = runtime.block_on(predict(offer, &words, request))?;
     show(&words, prediction)
+}
+
+/// Said before the work and not after it. The file itself is touched when there is something to write.
+fn may_hold_a_file(path: &Path) -> Result<(), Failure> {
+    let refuse = |why: &str| Err(Failure::BadInput(format!("-o {}: {why}", path.display())));
+    match path.parent() {
+        _ if path.is_dir() => refuse("is a folder; a file's name is expected"),
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => refuse("its folder does not exist"),
+        _ => Ok(()),
+    }
 }
 
 fn request(offer: &Offer, words: &Words, input: Map) -> Result<Request, Failure> {
@@ -110,22 +120,13 @@ async fn predict(offer: &Offer, words: &Words, request: Request) -> Result<Predi
 /// Text to stdout as it is made, logs to stderr.
 fn tell(event: &Event, json: bool) -> Result<(), Failure> {
     match event {
-        Event::Output(Output::Item(Value::String(text))) if !json => {
-            let mut stdout = std::io::stdout().lock();
-            stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::failed)
-        }
-        Event::Output(Output::Whole(Value::String(text))) if !json => {
-            println!("{text}");
-            Ok(())
-        }
+        Event::Output(Output::Item(Value::String(text))) if !json => out::piece(text),
+        Event::Output(Output::Whole(Value::String(text))) if !json => out::line(text),
         Event::Log(text) => {
             eprint!("{text}");
             Ok(())
         }
-        Event::Ended(Outcome::Succeeded) if !json => {
-            println!();
-            Ok(())
-        }
+        Event::Ended(Outcome::Succeeded) if !json => out::line(""),
         _ => Ok(()),
     }
 }
@@ -134,10 +135,10 @@ fn tell(event: &Event, json: bool) -> Result<(), Failure> {
 fn show(words: &Words, prediction: Prediction) -> Result<(), Failure> {
     if words.json {
         let body = serde_json::to_string_pretty(&api::render(&prediction)).map_err(Failure::failed)?;
-        println!("{body}");
+        out::line(body)?;
     }
-    if let Some(path) = &words.output {
-        std::fs::write(path, joined(prediction.output.as_ref()))
+    if let (Some(path), Some(output)) = (&words.output, &prediction.output) {
+        std::fs::write(path, joined(output))
             .map_err(|error| Failure::Failed(format!("-o {}: {error}", path.display())))?;
     }
     match prediction.error {
@@ -147,13 +148,10 @@ fn show(words: &Words, prediction: Prediction) -> Result<(), Failure> {
 }
 
 /// Pieces of text as one text; any other output as JSON.
-fn joined(output: Option<&Value>) -> String {
+fn joined(output: &Value) -> String {
     match output {
-        None => String::new(),
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Array(items)) if items.iter().all(Value::is_string) => {
-            items.iter().filter_map(Value::as_str).collect()
-        }
-        Some(other) => other.to_string(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.iter().all(Value::is_string) => items.iter().filter_map(Value::as_str).collect(),
+        other => other.to_string(),
     }
 }

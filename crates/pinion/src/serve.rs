@@ -49,6 +49,11 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     let store = SqliteStore::open(&folder.join(paths::DATABASE)).await.map_err(Failure::failed)?;
     let store: Arc<dyn Store> = Arc::new(store);
     let auth = auth(&*store, words.listen).await?;
+    // All that can refuse to start does so here: what an earlier life left is taken up by a server that will serve.
+    let served = deployment.offers.iter().map(served).collect::<Result<Vec<_>, _>>()?;
+    let listener = tokio::net::TcpListener::bind(words.listen)
+        .await
+        .map_err(|error| Failure::Failed(format!("--listen {}: {error}", words.listen)))?;
 
     let rules = Rules {
         allow_loopback: words.listen.ip().is_loopback(),
@@ -63,10 +68,9 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(worker), settings(&deployment))
         .await
         .map_err(Failure::failed)?;
-    let served = deployment.offers.iter().map(served).collect::<Result<Vec<_>, _>>()?;
     let config = &deployment.config;
     let router = api::router(api::Api {
-        store,
+        store: store.clone(),
         feed,
         dispatch: dispatch.clone(),
         served,
@@ -76,30 +80,38 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         body_bytes: config.limits.body_bytes,
     });
 
-    let listener = tokio::net::TcpListener::bind(words.listen)
-        .await
-        .map_err(|error| Failure::Failed(format!("--listen {}: {error}", words.listen)))?;
     let address = listener.local_addr().map_err(Failure::failed)?;
     info!("listening on http://{address} (data in {})", folder.display());
     let (drained, goodbye) = tokio::sync::oneshot::channel();
     let stop = async move {
         stop_signal().await;
-        info!("stopping: what runs may finish");
-        dispatch.drain().await;
-        let _ = drained.send(());
+        info!("stopping: what runs may finish; a second signal stops at once");
+        let in_order = async {
+            dispatch.drain().await;
+            let _ = tokio::time::timeout(GOODBYE, tell_receivers(&*store)).await;
+        };
+        let goodbye = tokio::select! {
+            () = in_order => GOODBYE,
+            () = stop_signal() => Duration::ZERO,
+        };
+        let _ = drained.send(goodbye);
     };
     let served = axum::serve(listener, router).with_graceful_shutdown(stop).into_future();
     // A stream of a prediction that still waits stays open for as long as its reader likes: it gets a moment to say so.
-    let enough = async {
-        let _ = goodbye.await;
-        tokio::time::sleep(GOODBYE).await;
-    };
+    let enough = async { tokio::time::sleep(goodbye.await.unwrap_or_default()).await };
     tokio::select! {
         outcome = served => outcome.map_err(Failure::failed)?,
         () = enough => {}
     }
     drop(webhooks);
     Ok(())
+}
+
+/// What ended while we stopped is told now where its receiver takes it at once; the next start tells the others.
+async fn tell_receivers(store: &dyn Store) {
+    while store.outbox_due(Timestamp::now(), 1).await.is_ok_and(|due| !due.is_empty()) {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// One server per data folder: a second one would take the first one's predictions for those of a crash. The lock goes
@@ -131,6 +143,7 @@ async fn auth(store: &dyn Store, listen: SocketAddr) -> Result<api::Auth, Failur
 
 /// How long open connections may take to end once everything that ran has ended.
 const GOODBYE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What a load may take between two lines of progress before its worker counts as hung: the largest weights from a slow
 /// disk.

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use store::{SqliteStore, Store, StoreError};
 
 use crate::failure::Failure;
+use crate::out::print_line;
 use crate::paths;
 
 #[derive(Subcommand)]
@@ -13,6 +15,7 @@ pub enum Word {
     /// Make a token and print it, once: only its hash is kept
     Create {
         /// What to call it, e.g. the machine or program that will use it
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         #[command(flatten)]
         place: Place,
@@ -50,12 +53,12 @@ async fn act(word: Word) -> Result<(), Failure> {
                 StoreError::Exists(_) => Failure::BadInput(format!("a token called {name:?} exists; revoke it first")),
                 other => Failure::failed(other),
             })?;
-            println!("{token}");
+            print_line!("{token}");
         }
         Word::List { place } => {
             for token in open(place).await?.token_list().await.map_err(Failure::failed)? {
                 let state = if token.revoked { "  revoked" } else { "" };
-                println!("{}  …{}  since {}{state}", token.name, token.last_four, token.created_at.rfc3339());
+                print_line!("{}  …{}  since {}{state}", token.name, token.last_four, token.created_at.rfc3339());
             }
         }
         Word::Revoke { name, place } => {

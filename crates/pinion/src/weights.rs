@@ -8,6 +8,7 @@ use runner::weights::{Lock, Options, Progress};
 use crate::deployment::{Deployment, Offer};
 use crate::failure::Failure;
 use crate::fetch::{self, Bar};
+use crate::out::print_line;
 
 #[derive(Subcommand)]
 pub enum Word {
@@ -50,7 +51,7 @@ pub fn main(word: Word) -> Result<(), Failure> {
         Word::Verify { which } => verify(which),
         Word::Lock { name, path } => {
             let entry = runner::weights::lock_path(&name, &path)?;
-            println!("{}", Lock::new(vec![entry]).to_json());
+            print_line!("{}", Lock::new(vec![entry]).to_json());
             Ok(())
         }
     }
@@ -67,7 +68,7 @@ fn pull(which: Which, print_path: bool, offline: bool) -> Result<(), Failure> {
             _ => folder,
         };
         if print_path {
-            println!("{}", path.display());
+            print_line!("{}", path.display());
         } else {
             eprintln!("pinion: {} is here and verified: {}", offer.served.name, path.display());
         }

@@ -72,7 +72,7 @@ impl Fetch<'_> {
             }
             Ok((hex, _)) => {
                 let why = format!("was altered: expected sha256 {}, got {hex}; it is thrown away", self.file.hex());
-                tracing::warn!("{file}: the copy in the cache {why}");
+                tracing::info!("{file}: the copy in the cache {why}");
                 report(Progress::Failed { file, source: "cache", why: &why });
             }
             Err(e) => tracing::warn!("{file}: the copy in the cache cannot be read: {e}"),
@@ -98,7 +98,8 @@ impl Fetch<'_> {
             match self.insist(&source, &name, net, report) {
                 Ok(()) => return Ok(()),
                 Err(why) => {
-                    tracing::warn!("{file}: {name}: {why}");
+                    // Whoever waits is told by `report`.
+                    tracing::info!("{file}: {name}: {why}");
                     report(Progress::Failed { file, source: &name, why: &why });
                     failures.push(format!("{name}: {why}"));
                 }
