@@ -7,3 +7,4 @@ mod stops;
 mod support;
 mod tidy;
 mod tutorial;
+mod worker_process;

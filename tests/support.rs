@@ -28,7 +28,12 @@ pub struct Server {
 impl Server {
     /// Serves `data` on a free loopback port and waits until it says so. `more` are further words of the command line.
     pub fn start(data: &Path, more: &[&str]) -> Self {
-        let mut child = pinion()
+        Self::start_as(pinion(), data, more)
+    }
+
+    /// The same with an environment of the test's own.
+    pub fn start_as(mut command: Command, data: &Path, more: &[&str]) -> Self {
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--data"])
             .arg(data)
             .args(more)
@@ -63,6 +68,10 @@ impl Server {
                 Err(_) => panic!("the log never said {text:?}:\n{}", seen.join("\n")),
             }
         }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL: no goodbye, no flush.

@@ -64,6 +64,8 @@ pub struct Core {
     pub link: Option<Link>,
     /// Launches that failed or did not live to say hello, in a row.
     pub lost_launches: u32,
+    /// Looks since the worker said something.
+    pub silent_looks: u32,
     pub timers: Timers,
     pub flush_set: bool,
     pub positions_set: bool,
@@ -95,6 +97,7 @@ impl Core {
             targets,
             link: None,
             lost_launches: 0,
+            silent_looks: 0,
             timers,
             flush_set: false,
             positions_set: false,
@@ -119,6 +122,7 @@ impl Core {
 
     pub async fn run(mut self, mut said: mpsc::UnboundedReceiver<Said>) {
         self.launch();
+        self.look_later();
         loop {
             self.show_health();
             let due = self.timers.next();
@@ -148,8 +152,11 @@ impl Core {
 
     fn heard(&mut self, frame: Option<FromWorker>) {
         match frame {
-            Some(frame) => self.frame(frame),
-            None => self.worker_lost(),
+            Some(frame) => {
+                self.silent_looks = 0;
+                self.frame(frame);
+            }
+            None => self.worker_lost("the worker was lost"),
         }
         self.drained_yet();
     }
@@ -163,6 +170,7 @@ impl Core {
                 Due::Sweep => self.sweep(),
                 Due::Lease => self.want_leases(),
                 Due::Launch => self.launch(),
+                Due::Look => self.look(),
                 Due::Positions => self.say_positions(),
                 Due::Deadline(id) => self.deadline(&id),
                 Due::RunLimit(id) => self.run_limit(&id),

@@ -26,6 +26,7 @@ impl Core {
         match self.launch.launch() {
             Ok(link) => {
                 self.link = Some(link);
+                self.silent_looks = 0;
                 self.tell(ToWorker::Hello(Hello { build: BUILD.to_owned(), device: "cpu".to_owned() }));
                 self.settings.preload.clone().iter().for_each(|target| self.load(target));
                 let targets: Vec<String> = self.targets.keys().cloned().collect();
@@ -196,7 +197,7 @@ impl Core {
             return;
         }
         tracing::error!(ours = BUILD, theirs = hello.build, "the worker is of another build; it is not used");
-        self.worker_lost();
+        self.worker_lost("the worker is of another build");
     }
 
     fn loading(&mut self, target: &str, line: String) {
@@ -244,8 +245,9 @@ impl Core {
         }
     }
 
-    /// The worker is gone, and with it whatever was inside. Those that nobody has read from run once more.
-    pub fn worker_lost(&mut self) {
+    /// The worker is gone, or is ended here, and with it whatever was inside. Those that nobody has read from run once
+    /// more. `why` stands in their logs.
+    pub fn worker_lost(&mut self, why: &str) {
         self.link = None;
         let mut broken = Vec::new();
         for (target, there) in &mut self.targets {
@@ -263,11 +265,11 @@ impl Core {
             }
         }
         if self.draining.is_none() {
-            tracing::error!(inside = self.running().count(), "the worker is gone; starting another");
+            tracing::error!(why, inside = self.running().count(), "starting another worker");
             self.launch_later();
         }
         for target in broken {
-            self.load_failed(&target, "the worker was lost while it loaded the model");
+            self.load_failed(&target, &format!("{why} while it loaded the model"));
         }
         let inside: Vec<Id> = self.running().map(|(id, _)| id.clone()).collect();
         let (over, again): (Vec<Id>, Vec<Id>) = inside.into_iter().partition(|id| {
@@ -275,9 +277,12 @@ impl Core {
         });
         for id in over {
             let stop = self.live.get_mut(&id).and_then(|live| live.stop.take());
+            if stop.is_none() {
+                self.log(&id, &format!("{why}\n"));
+            }
             self.finish(&id, stop.unwrap_or_else(interrupted));
         }
-        again.iter().for_each(|id| self.log(id, "the worker was lost; running again\n"));
+        again.iter().for_each(|id| self.log(id, &format!("{why}; running again\n")));
         self.back_to_queue(again);
     }
 

@@ -8,6 +8,7 @@ mod drive;
 mod link;
 mod live;
 mod recover;
+mod silence;
 mod stop;
 mod target;
 mod timers;
@@ -24,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{Core, Said};
 pub use link::{Gone, Launch, Link};
+pub use silence::Silence;
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -41,6 +43,8 @@ pub struct Settings {
     pub retention_seconds: u64,
     /// How long `drain` lets running predictions finish.
     pub drain_seconds: u64,
+    /// How long a worker may say nothing before it is replaced; none where it cannot be ended (a thread).
+    pub silence: Option<Silence>,
 }
 
 impl Settings {
@@ -53,6 +57,7 @@ impl Settings {
             run_seconds: 1800,
             retention_seconds: 3600,
             drain_seconds: 20,
+            silence: None,
         }
     }
 }

@@ -8,6 +8,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 #[error("the worker is gone")]
 pub struct Gone;
 
+/// A running worker. Dropping this ends it, whatever it is doing: a process is killed. A thread cannot be: it stops at its
+/// next step, when it finds nobody there.
 pub struct Link {
     pub to: Box<dyn Fn(ToWorker) -> Result<(), Gone> + Send + Sync>,
     /// Ends when the worker does.

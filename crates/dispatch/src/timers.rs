@@ -16,6 +16,8 @@ pub enum Due {
     Lease,
     /// Start a worker in place of the lost one.
     Launch,
+    /// See whether the worker has said anything.
+    Look,
     /// Tell those who wait how many are before them.
     Positions,
     Deadline(Id),

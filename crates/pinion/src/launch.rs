@@ -1,4 +1,5 @@
-//! Starts a worker on a thread of this process. Dispatch sees the same `Link` as it will of a process.
+//! Starts a worker on a thread of this process, for the words that run one prediction and end: nothing to hand over, no
+//! second program to start. Dispatch sees the same `Link` as of a process.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;

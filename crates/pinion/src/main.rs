@@ -1,6 +1,7 @@
 //! The program. Words in, exit code out; each word's work is in the file of its name.
 
 mod bench;
+mod child;
 mod deployment;
 mod doctor;
 mod failure;
@@ -10,6 +11,7 @@ mod launch;
 mod list;
 mod out;
 mod paths;
+mod process;
 mod run;
 mod serve;
 mod token;
@@ -18,6 +20,7 @@ mod weights;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 use crate::failure::Failure;
 
@@ -49,11 +52,18 @@ enum Word {
     Doctor(doctor::Words),
     /// Measure a model on this machine: prefill, decode, time to first token, memory.
     Bench(bench::Words),
+    /// Own the device for a server: frames on stdin and stdout. Started by `serve`.
+    #[command(hide = true)]
+    Worker,
 }
 
 fn main() -> ExitCode {
     let word = Cli::parse().word;
-    log_to_stderr(if matches!(word, Word::Serve(_)) { "info" } else { "warn" });
+    match word {
+        Word::Worker => log_to_the_server(),
+        Word::Serve(_) => log_to_stderr("info"),
+        _ => log_to_stderr("warn"),
+    }
     let outcome = match word {
         Word::Serve(words) => serve::main(words),
         Word::Run(words) => run::main(words),
@@ -62,6 +72,7 @@ fn main() -> ExitCode {
         Word::Token(word) => token::main(word),
         Word::Doctor(words) => doctor::main(words),
         Word::Bench(words) => bench::main(words),
+        Word::Worker => child::main(launch::registry()),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,12 +87,20 @@ fn main() -> ExitCode {
 /// `RUST_LOG` decides what is logged; `LOG_FORMAT=json` how.
 fn log_to_stderr(default: &str) {
     use std::io::IsTerminal;
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter(default)).with_writer(std::io::stderr);
     if std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json") {
         log.json().init();
     } else {
         log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     }
+}
+
+/// A worker's lines begin with their level; the server puts them into its own log.
+fn log_to_the_server() {
+    let log = tracing_subscriber::fmt().with_env_filter(filter("info")).with_writer(std::io::stderr);
+    log.with_ansi(false).with_target(false).without_time().init();
+}
+
+fn filter(default: &str) -> EnvFilter {
+    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use dispatch::{Dispatch, Settings};
+use dispatch::{Dispatch, Settings, Silence};
 use egress::{Egress, Rules};
 use prediction::Timestamp;
 use store::feed::Feed;
@@ -17,7 +17,8 @@ use webhook::Webhooks;
 
 use crate::deployment::{Deployment, Offer};
 use crate::failure::Failure;
-use crate::{launch, paths};
+use crate::paths;
+use crate::process::Process;
 
 #[derive(Args)]
 pub struct Words {
@@ -63,7 +64,8 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     // Before dispatch: what it recovers is watched too.
     let render = |prediction: &prediction::Prediction| api::body(prediction);
     let webhooks = Webhooks::start(store.clone(), feed.clone(), egress, Arc::new(render));
-    let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(launch::Thread), settings(&deployment))
+    let worker = Process::itself(["worker".into()]).map_err(Failure::failed)?;
+    let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(worker), settings(&deployment))
         .await
         .map_err(Failure::failed)?;
     let config = &deployment.config;
@@ -143,6 +145,10 @@ async fn auth(store: &dyn Store, listen: SocketAddr) -> Result<api::Auth, Failur
 const GOODBYE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// What a load may take between two lines of progress before its worker counts as hung: the largest weights from a slow
+/// disk.
+const LOAD_SILENCE_SECONDS: u64 = 600;
+
 /// The data folder's name for its leases: a restart on the same folder knows its own.
 const OWNER: &str = "serve";
 
@@ -152,6 +158,10 @@ fn settings(deployment: &Deployment) -> Settings {
         waiting_limit: config.limits.waiting_predictions,
         run_seconds: config.limits.run_seconds,
         retention_seconds: config.retention_seconds,
+        silence: Some(Silence {
+            worker_seconds: config.limits.worker_silence_seconds,
+            load_seconds: LOAD_SILENCE_SECONDS,
+        }),
         preload: deployment.offers.iter().take(1).map(|offer| offer.served.name.clone()).collect(),
         ..Settings::new(OWNER, deployment.offers.iter().map(|offer| offer.spec(None)).collect())
     }

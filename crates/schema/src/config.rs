@@ -78,11 +78,13 @@ pub struct Limits {
     pub run_seconds: u64,
     /// Bytes of one JSON request body; a larger one gets a 413.
     pub body_bytes: u64,
+    /// What a worker may take for one step, saying nothing, before it counts as hung and is replaced.
+    pub worker_silence_seconds: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { waiting_predictions: 256, run_seconds: 30 * 60, body_bytes: 16 << 20 }
+        Self { waiting_predictions: 256, run_seconds: 30 * 60, body_bytes: 16 << 20, worker_silence_seconds: 60 }
     }
 }
 
@@ -110,6 +112,7 @@ mod range {
     pub const WAITING_PREDICTIONS: RangeInclusive<u64> = 1..=100_000;
     pub const RUN_SECONDS: RangeInclusive<u64> = 1..=7 * 24 * 3600;
     pub const BODY_BYTES: RangeInclusive<u64> = 1024..=1 << 30;
+    pub const WORKER_SILENCE_SECONDS: RangeInclusive<u64> = 2..=24 * 3600;
     pub const RETENTION_SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 24 * 3600;
     pub const CONTEXT_TOKENS: RangeInclusive<u64> = 16..=1 << 20;
     pub const CONCURRENCY: RangeInclusive<u64> = 1..=1024;
@@ -176,6 +179,9 @@ fn limits(mut keys: Mapping) -> Result<Limits, ConfigError> {
             .unwrap_or(default.waiting_predictions),
         run_seconds: keys.number("run_seconds", range::RUN_SECONDS)?.unwrap_or(default.run_seconds),
         body_bytes: keys.number("body_bytes", range::BODY_BYTES)?.unwrap_or(default.body_bytes),
+        worker_silence_seconds: keys
+            .number("worker_silence_seconds", range::WORKER_SILENCE_SECONDS)?
+            .unwrap_or(default.worker_silence_seconds),
     };
     keys.end()?;
     Ok(limits)

@@ -5,6 +5,8 @@
 //! thread or a process.
 
 pub mod echo;
+pub mod pipe;
+mod process;
 mod seat;
 mod shell;
 mod turn;
@@ -12,6 +14,7 @@ mod turn;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use process::serve_pipes;
 pub use turn::run;
 
 /// The kinds of model this worker can load, by folder name, e.g. `llama`.

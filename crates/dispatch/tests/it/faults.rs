@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use dispatch::{Settings, Silence};
 use prediction::frame::{FromWorker, Hello, ToWorker};
 use prediction::{Event, Id, Outcome, Status};
 use serde_json::json;
+use tokio::time::Instant;
 
-use crate::puppet::{Bench, settings, settle, succeeded, text};
+use crate::puppet::{Bench, Puppet, settings, settle, succeeded, text};
 use crate::slow_store::SlowStore;
 
 const INTERRUPTED: &str = "Prediction interrupted; please retry (code: PA)";
@@ -130,6 +132,73 @@ async fn an_end_is_told_when_it_is_stored_and_not_before() {
     settle().await;
     bench.submit("q").await;
     assert_eq!(worker.admits().await.0.as_str(), "q");
+}
+
+fn impatient() -> Settings {
+    Settings { silence: Some(Silence { worker_seconds: 8, load_seconds: 60 }), ..settings() }
+}
+
+/// Seconds until the next worker is launched, while this one says nothing and stays.
+async fn replaced_after(bench: &mut Bench) -> (u64, Puppet) {
+    let began = Instant::now();
+    let next = bench.worker().await;
+    (began.elapsed().as_secs(), next)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_stops_answering_is_replaced_and_only_what_was_read_is_over() {
+    let mut bench = Bench::on(Bench::new().await.store, impatient()).await;
+    let mut hung = bench.loaded(2).await;
+    bench.submit("silent").await;
+    bench.submit("heard").await;
+    hung.admits().await;
+    hung.admits().await;
+    hung.emits("heard", 1, [Event::Started, text("a")]);
+    let (seconds, mut worker) = replaced_after(&mut bench).await;
+    assert!((8..=10).contains(&seconds), "{seconds}");
+    assert!(hung.is_ended().await, "its link was dropped: a process is killed by that");
+    let heard = bench.end("heard").await;
+    assert_eq!(heard.error.as_deref(), Some(INTERRUPTED));
+    assert_eq!(heard.logs, "the worker stopped answering\n");
+    hung.emits("silent", 1, [text("too late"), succeeded()]);
+    worker.loads("echo", 1).await;
+    assert_eq!(worker.admits().await.0.as_str(), "silent");
+    worker.emits("silent", 1, [text("b"), succeeded()]);
+    let silent = bench.end("silent").await;
+    assert_eq!((silent.status, silent.output), (Status::Succeeded, Some(json!(["b"]))));
+    assert!(silent.logs.contains("the worker stopped answering; running again\n"), "{}", silent.logs);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_says_it_is_alive_is_left_alone() {
+    let mut bench = Bench::on(Bench::new().await.store, impatient()).await;
+    let mut worker = bench.loaded(1).await;
+    bench.submit("slow").await;
+    worker.admits().await;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_secs(7)).await;
+        worker.say(FromWorker::Heartbeat);
+    }
+    worker.emits("slow", 1, [succeeded()]);
+    assert_eq!(bench.end("slow").await.status, Status::Succeeded);
+    assert!(worker.hears_nothing());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_may_take_its_time_and_progress_is_a_sign_of_life() {
+    let mut bench = Bench::on(Bench::new().await.store, impatient()).await;
+    bench.submit("p").await;
+    let mut slow = bench.worker().await;
+    slow.is_asked_to_load("echo").await;
+    tokio::time::sleep(Duration::from_secs(55)).await;
+    slow.say(FromWorker::Loading { target: "echo".into(), line: "half".into() });
+    let (seconds, mut worker) = replaced_after(&mut bench).await;
+    assert!((60..=64).contains(&seconds), "{seconds}");
+    worker.is_asked_to_load("echo").await;
+    let (seconds, _) = replaced_after(&mut bench).await;
+    assert!((60..=64).contains(&seconds), "{seconds}");
+    let error = bench.end("p").await.error;
+    assert_eq!(error.as_deref(), Some("the worker stopped answering while it loaded the model"));
 }
 
 #[tokio::test(start_paused = true)]

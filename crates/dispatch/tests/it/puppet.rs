@@ -68,6 +68,11 @@ impl Puppet {
         self.say(FromWorker::Events(events.into_iter().map(emitted).collect()));
     }
 
+    /// Dispatch has let go of it.
+    pub async fn is_ended(&mut self) -> bool {
+        tokio::time::timeout(PATIENCE, self.hears.recv()).await.is_ok_and(|frame| frame.is_none())
+    }
+
     /// Nothing has been said that was not heard.
     pub fn hears_nothing(&mut self) -> bool {
         self.hears.try_recv().is_err()

@@ -57,6 +57,7 @@ fn a_refusal_names_key_value_and_limit() {
         (native("limits: { waiting_predictions: 0 }"), &["native.limits.waiting_predictions: 0", "1 to 100000"]),
         (native("limits: { run_seconds: soon }"), &["native.limits.run_seconds: \"soon\"", "1 to 604800"]),
         (native("limits: { body_bytes: -1 }"), &["native.limits.body_bytes: -1", "1024 to 1073741824"]),
+        (native("limits: { worker_silence_seconds: 1 }"), &["worker_silence_seconds: 1", "2 to 86400"]),
         (native("limits: { waiting: 3 }"), &["native.limits.waiting is not a key", "waiting_predictions"]),
         (native("limits: 3"), &["native.limits: 3 is not a mapping"]),
         (native("retention_seconds: 1.5"), &["native.retention_seconds: 1.5", "1 to 315360000"]),
