@@ -40,6 +40,10 @@ const MAX_THREADS: usize = 1024;
 pub struct Llama;
 
 impl Model for Llama {
+    fn needs(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+        needs(spec, report)
+    }
+
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         Ok(Box::new(Pipeline::load(spec, report)?))
     }
@@ -82,10 +86,7 @@ impl Pipeline {
         let chat = words.chat_template.map(|source| Chat::new(source, words.bos, words.eos));
         let chat = chat.transpose().map_err(PredictError::Operator)?;
         let context = context(spec, net.config.context)?;
-        let slots = spec.concurrency.map_or(DEFAULT_CONCURRENCY, |n| n as usize);
-        if slots == 0 || slots > MAX_CONCURRENCY {
-            return Err(PredictError::Operator(format!("concurrency is {slots}; 1 to {MAX_CONCURRENCY}")));
-        }
+        let slots = slots(spec)?;
         let cache = Cache::new(&net, slots, context, dtype).map_err(device_error)?;
         let mut ends: Vec<u32> = net.config.ends.iter().copied().chain(tokenizer.usual_ends()).collect();
         ends.sort_unstable();
@@ -227,11 +228,30 @@ impl Loaded for Pipeline {
     }
 }
 
+/// Weights as they lie in the files, and the whole cache.
+fn needs(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+    let opened = Opened::open(&locate(&spec.weights, report)?)?;
+    let (context, slots) = (context(spec, opened.config.context)?, slots(spec)?);
+    let position =
+        opened.config.cache_elements_per_position() * opened.cache_dtype(spec.precision.as_deref())?.size_in_bytes();
+    Ok(opened.bytes()? + (slots * context * position) as u64)
+}
+
+fn slots(spec: &LoadSpec) -> Result<usize, PredictError> {
+    match spec.concurrency.map_or(DEFAULT_CONCURRENCY, |n| n as usize) {
+        slots if (1..=MAX_CONCURRENCY).contains(&slots) => Ok(slots),
+        slots => Err(PredictError::Operator(format!("concurrency is {slots}; 1 to {MAX_CONCURRENCY}"))),
+    }
+}
+
 /// Where the weights lie, fetched first if need be.
 fn locate(weights: &Weights, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
     let (name, offline) = match weights {
         Weights::Path(path) => return Ok(path.clone()),
         Weights::Locked { name, offline } => (name, *offline),
+        Weights::Synth { shape, .. } => {
+            return Err(PredictError::Operator(format!("there is no shape {shape}")));
+        }
     };
     let lock = Lock::parse(super::ENTRY.lock)?;
     let mirrors = weights::mirrors(super::ENTRY.manifest, name)?;

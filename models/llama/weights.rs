@@ -181,6 +181,17 @@ impl Opened {
         Ok(Net { config: self.config.clone(), embed, layers, norm, head, device: device.clone(), pool: pool.clone() })
     }
 
+    /// Bytes of every weight as it lies in the files.
+    pub fn bytes(&self) -> Result<u64, PredictError> {
+        let layer = |i| {
+            use Role::*;
+            [AttnNorm(i), Q(i), K(i), V(i), O(i), FfnNorm(i), Gate(i), Up(i), Down(i)]
+        };
+        let head = (!self.config.tied).then_some(Role::Head);
+        let roles = (0..self.config.layers).flat_map(layer).chain([Role::Embed, Role::Norm]).chain(head);
+        roles.map(|role| Ok(self.raw(role)?.bytes.len() as u64)).sum()
+    }
+
     /// The coarsest that any weight of the files is.
     pub fn storage(&self) -> Storage {
         let Files::Gguf(file) = &self.files else { return Storage::Plain };

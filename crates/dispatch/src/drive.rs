@@ -27,7 +27,12 @@ impl Core {
             Ok(link) => {
                 self.link = Some(link);
                 self.silent_looks = 0;
-                self.tell(ToWorker::Hello(Hello { build: BUILD.to_owned(), device: "cpu".to_owned() }));
+                self.tell(ToWorker::Hello(Hello {
+                    build: BUILD.to_owned(),
+                    device: "cpu".to_owned(),
+                    name: String::new(),
+                    memory: None,
+                }));
                 self.settings.preload.clone().iter().for_each(|target| self.load(target));
                 let targets: Vec<String> = self.targets.keys().cloned().collect();
                 targets.iter().for_each(|target| self.fill(target));
@@ -121,7 +126,7 @@ impl Core {
         there.loading();
         let spec = there.spec.clone();
         self.log_waiting(target, &loading_line(target, ""));
-        self.tell(ToWorker::Load(spec));
+        self.tell(ToWorker::Load { spec, room_bytes: None });
     }
 
     fn log_waiting(&mut self, target: &str, line: &str) {
@@ -185,9 +190,9 @@ impl Core {
                 self.fill(&target);
             }
             FromWorker::LoadFailed { target, error } => self.load_failed(&target, error.text()),
-            FromWorker::Unloaded { target } => self.unloaded(&target),
+            FromWorker::Unloaded { target, .. } => self.unloaded(&target),
             FromWorker::Events(events) => self.events(events),
-            FromWorker::Heartbeat | FromWorker::Bye => {}
+            FromWorker::NoRoom { .. } | FromWorker::Broken { .. } | FromWorker::Heartbeat | FromWorker::Bye => {}
         }
     }
 

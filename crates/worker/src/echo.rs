@@ -22,6 +22,10 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 pub struct Echo;
 
 impl Model for Echo {
+    fn needs(&self, _: &LoadSpec, _: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+        Ok(0)
+    }
+
     /// The defaults of a spec may hold `load_fails: "why"` and `load_says: "line"`.
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         if let Some(line) = text(&spec.defaults, "load_says") {

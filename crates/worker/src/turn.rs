@@ -18,7 +18,12 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub fn run(registry: Registry, inbox: Receiver<ToWorker>, send: impl FnMut(FromWorker) -> bool) {
     let mut worker =
         Worker { registry, seats: BTreeMap::new(), send, gone: false, draining: false, heard: Instant::now() };
-    worker.say(FromWorker::Hello(Hello { build: BUILD.to_owned(), device: "cpu".to_owned() }));
+    worker.say(FromWorker::Hello(Hello {
+        build: BUILD.to_owned(),
+        device: "cpu".to_owned(),
+        name: String::new(),
+        memory: None,
+    }));
     while !worker.gone {
         worker.hear(&inbox);
         worker.step_all();
@@ -89,7 +94,7 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
                 self.gone = true;
             }
             ToWorker::Hello(_) => {}
-            ToWorker::Load(spec) => self.load(spec),
+            ToWorker::Load { spec, room_bytes } => self.load(spec, room_bytes),
             ToWorker::Unload { target } => self.unload(&target, "the model was unloaded"),
             ToWorker::Admit { target, attempt, job } => self.admit(&target, attempt, job),
             ToWorker::Cancel { id } => self.cancel(&id),
@@ -98,7 +103,7 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
         }
     }
 
-    fn load(&mut self, spec: LoadSpec) {
+    fn load(&mut self, spec: LoadSpec, _room_bytes: Option<u64>) {
         let target = spec.target.clone();
         if self.seats.contains_key(&target) {
             self.unload(&target, "the model is being loaded again");
@@ -130,7 +135,7 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
             let mut out = Vec::new();
             let Broken = seat.fail(&PredictError::Operator(why.to_owned()), &mut out);
             self.tell(out);
-            self.say(FromWorker::Unloaded { target: target.to_owned() });
+            self.say(FromWorker::Unloaded { target: target.to_owned(), why: None });
         }
     }
 
@@ -139,7 +144,7 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
         self.tell(out);
         if let Err(Broken) = result {
             self.seats.remove(target);
-            self.say(FromWorker::Unloaded { target: target.to_owned() });
+            self.say(FromWorker::Unloaded { target: target.to_owned(), why: None });
         }
     }
 

@@ -22,7 +22,10 @@ fn frame() -> impl Strategy<Value = ToWorker> {
         ToWorker::Admit { target, attempt, job: Job { id: Id::from("p"), input, seed } }
     });
     let cancel = "[a-z0-9]{0,30}".prop_map(|id| ToWorker::Cancel { id: Id::from(id.as_str()) });
-    let load = ".*".prop_map(|name| ToWorker::Load(LoadSpec::new(name, "llama", Weights::Path("w".into()))));
+    let load = ".*".prop_map(|name| ToWorker::Load {
+        spec: LoadSpec::new(name, "llama", Weights::Path("w".into())),
+        room_bytes: None,
+    });
     prop_oneof![admit, cancel, load, Just(ToWorker::Drain), Just(ToWorker::Exit)]
 }
 
@@ -114,7 +117,10 @@ impl Bench {
         });
         let mut bench = Self { to: Some(Writer::new(to)), from: Reader::new(from), left };
         assert!(matches!(bench.next(), Some(FromWorker::Hello(_))));
-        bench.say(&[ToWorker::Load(LoadSpec::new("echo", "echo", Weights::Path("none".into())))]);
+        bench.say(&[ToWorker::Load {
+            spec: LoadSpec::new("echo", "echo", Weights::Path("none".into())),
+            room_bytes: None,
+        }]);
         assert!(matches!(bench.next(), Some(FromWorker::Loaded { .. })));
         bench
     }

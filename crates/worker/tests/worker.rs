@@ -47,14 +47,17 @@ impl Bench {
         registry.insert("forgets".into(), Arc::new(Forgets));
         let thread = std::thread::spawn(move || worker::run(registry, inbox, move |frame| out.send(frame).is_ok()));
         let bench = Self { to: Some(to), from, thread: Some(thread) };
-        assert_eq!(bench.next(), FromWorker::Hello(Hello { build: BUILD.into(), device: "cpu".into() }));
+        assert_eq!(
+            bench.next(),
+            FromWorker::Hello(Hello { build: BUILD.into(), device: "cpu".into(), name: String::new(), memory: None })
+        );
         bench
     }
 
     /// With the echo model loaded for `capacity` predictions at once.
     fn echo(capacity: u32) -> Self {
         let bench = Self::empty();
-        bench.say(ToWorker::Load(spec("echo", capacity, json!({}))));
+        bench.say(ToWorker::Load { spec: spec("echo", capacity, json!({})), room_bytes: None });
         let loaded = bench.next();
         assert!(matches!(&loaded, FromWorker::Loaded { capacity: c, .. } if *c == capacity), "{loaded:?}");
         bench
@@ -195,11 +198,11 @@ fn a_model_that_panics_or_breaks_is_unloaded_and_everybody_inside_is_told() {
         // It came before or after the model broke.
         let queued = of(&events, "queued");
         assert!(matches!(queued.last(), Some(Event::Ended(Outcome::Failed { .. }))), "{queued:?} after {how}");
-        assert_eq!(bench.next(), FromWorker::Unloaded { target: "echo".into() });
+        assert_eq!(bench.next(), FromWorker::Unloaded { target: "echo".into(), why: None });
         bench.admit("late", json!({}));
         let (events, _) = bench.until_ended(1);
         assert_eq!(of(&events, "late"), [failed("echo is not loaded in this worker")]);
-        bench.say(ToWorker::Load(spec("echo", 1, json!({}))));
+        bench.say(ToWorker::Load { spec: spec("echo", 1, json!({})), room_bytes: None });
         assert!(matches!(bench.next(), FromWorker::Loaded { .. }), "it loads again");
     }
 }
@@ -207,11 +210,14 @@ fn a_model_that_panics_or_breaks_is_unloaded_and_everybody_inside_is_told() {
 #[test]
 fn loading_reports_and_failures_are_said() {
     let bench = Bench::empty();
-    bench.say(ToWorker::Load(spec("echo", 1, json!({"load_says": "fetching", "load_fails": "no disk"}))));
+    bench.say(ToWorker::Load {
+        spec: spec("echo", 1, json!({"load_says": "fetching", "load_fails": "no disk"})),
+        room_bytes: None,
+    });
     assert_eq!(bench.next(), FromWorker::Loading { target: "echo".into(), line: "fetching".into() });
     let error = PredictError::Operator("no disk".into());
     assert_eq!(bench.next(), FromWorker::LoadFailed { target: "echo".into(), error });
-    bench.say(ToWorker::Load(spec("nobody", 1, json!({}))));
+    bench.say(ToWorker::Load { spec: spec("nobody", 1, json!({})), room_bytes: None });
     let error = PredictError::Operator("there is no model \"nobody\" in this build".into());
     assert_eq!(bench.next(), FromWorker::LoadFailed { target: "nobody".into(), error });
 }
@@ -219,7 +225,7 @@ fn loading_reports_and_failures_are_said() {
 #[test]
 fn a_prediction_that_the_model_forgets_still_ends() {
     let bench = Bench::empty();
-    bench.say(ToWorker::Load(spec("forgets", 1, json!({}))));
+    bench.say(ToWorker::Load { spec: spec("forgets", 1, json!({})), room_bytes: None });
     bench.next();
     bench.admit_to("forgets", "a", json!({}));
     let (events, others) = bench.until_ended(1);
@@ -247,7 +253,12 @@ fn an_idle_worker_says_that_it_is_alive() {
 #[test]
 fn a_server_of_another_build_is_left() {
     let bench = Bench::empty();
-    bench.say(ToWorker::Hello(Hello { build: "0.0.0-other".into(), device: "cpu".into() }));
+    bench.say(ToWorker::Hello(Hello {
+        build: "0.0.0-other".into(),
+        device: "cpu".into(),
+        name: String::new(),
+        memory: None,
+    }));
     assert!(bench.from.recv_timeout(PATIENCE).is_err(), "the channel closes without a word");
 }
 
@@ -264,6 +275,10 @@ fn exit_is_at_once_and_without_a_word() {
 struct Forgets;
 
 impl Model for Forgets {
+    fn needs(&self, _: &LoadSpec, _: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+        Ok(0)
+    }
+
     fn load(&self, _: &LoadSpec, _: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         Ok(Box::new(Forgets))
     }

@@ -85,7 +85,12 @@ async fn a_worker_of_another_build_is_not_used() {
     let mut bench = Bench::new().await;
     let mut stranger = bench.launched().await;
     assert!(matches!(stranger.frame().await, ToWorker::Hello(_)));
-    stranger.say(FromWorker::Hello(Hello { build: "other".into(), device: "cpu".into() }));
+    stranger.say(FromWorker::Hello(Hello {
+        build: "other".into(),
+        device: "cpu".into(),
+        name: String::new(),
+        memory: None,
+    }));
     bench.submit("p").await;
     let mut worker = bench.worker().await;
     worker.loads("echo", 1).await;
@@ -101,7 +106,7 @@ async fn a_model_that_broke_is_loaded_again_for_who_was_on_the_way_in() {
     worker.admits().await;
     worker.admits().await;
     worker.emits("broke it", 1, [Event::Ended(Outcome::Failed { error: "the model panicked".into() })]);
-    worker.say(FromWorker::Unloaded { target: "echo".into() });
+    worker.say(FromWorker::Unloaded { target: "echo".into(), why: None });
     // What the worker answers to an admission after that is for nobody.
     worker.emits("on the way", 1, [Event::Ended(Outcome::Failed { error: "echo is not loaded".into() })]);
     worker.loads("echo", 1).await;

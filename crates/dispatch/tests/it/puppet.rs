@@ -43,7 +43,7 @@ impl Puppet {
 
     pub async fn is_asked_to_load(&mut self, target: &str) {
         let frame = self.frame().await;
-        assert!(matches!(&frame, ToWorker::Load(spec) if spec.target == target), "{frame:?}");
+        assert!(matches!(&frame, ToWorker::Load { spec, .. } if spec.target == target), "{frame:?}");
     }
 
     pub async fn loads(&mut self, target: &str, capacity: u32) {
@@ -148,7 +148,12 @@ impl Bench {
     pub async fn worker(&mut self) -> Puppet {
         let mut worker = self.launched().await;
         assert!(matches!(worker.frame().await, ToWorker::Hello(hello) if hello.build == BUILD));
-        worker.say(FromWorker::Hello(Hello { build: BUILD.into(), device: "cpu".into() }));
+        worker.say(FromWorker::Hello(Hello {
+            build: BUILD.into(),
+            device: "cpu".into(),
+            name: String::new(),
+            memory: None,
+        }));
         worker
     }
 
