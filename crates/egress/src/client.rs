@@ -1,4 +1,4 @@
-//! The HTTP client behind the rules. Knows time limits; refuses to read answers beyond their status.
+//! The HTTP client behind the rules, and its errors. Posts; reads of their answers no more than the status.
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -10,8 +10,8 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use crate::{Class, Rules, check, classify};
 
 /// To reach the other side.
-const CONNECT_SECONDS: u64 = 5;
-/// For the whole call.
+pub(crate) const CONNECT_SECONDS: u64 = 5;
+/// For the whole of a post.
 const TOTAL_SECONDS: u64 = 10;
 /// Idle connections kept per host; webhooks of one receiver come in bursts.
 const IDLE_PER_HOST: usize = 4;
@@ -28,6 +28,29 @@ pub enum EgressError {
     Unresolved(String),
     #[error("no answer within {TOTAL_SECONDS} s")]
     TimedOut,
+    #[error("no connection within {CONNECT_SECONDS} s")]
+    Unreachable,
+    #[error("nothing came for {0} s")]
+    Silent(f64),
+    #[error("not complete after {0} s, which is the limit")]
+    TookTooLong(f64),
+    #[error("answered {0}")]
+    Status(String),
+    #[error("is {bytes} bytes; at most {limit} may be")]
+    TooLarge { bytes: u64, limit: u64 },
+    #[error("is longer than {limit} bytes, which is the limit")]
+    TooLong { limit: u64 },
+    #[error("broke off after {got} bytes{}", .announced.map(|all| format!(" of {all}")).unwrap_or_default())]
+    CutShort { got: u64, announced: Option<u64> },
+    #[error("redirects more than {0} times")]
+    Redirects(usize),
+    /// The place that a redirect named, and what is wrong with it.
+    #[error("redirects to {to}, which {why}")]
+    Redirected { to: String, why: Box<EgressError> },
+    #[error("is not a data URI: {0}")]
+    BadData(&'static str),
+    #[error("could not be written to disk: {0}")]
+    Disk(String),
     #[error("{0}")]
     Failed(String),
 }
@@ -46,7 +69,7 @@ impl EgressError {
 /// The way out. Cheap to clone.
 #[derive(Clone)]
 pub struct Egress {
-    client: reqwest::Client,
+    pub(crate) client: reqwest::Client,
     rules: Rules,
 }
 
@@ -58,7 +81,6 @@ impl Egress {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
-            .timeout(Duration::from_secs(TOTAL_SECONDS))
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .user_agent(concat!("pinion/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(Arc::new(Allowed(rules)))
@@ -74,7 +96,7 @@ impl Egress {
     /// Sends and answers with the status, whichever it is.
     pub async fn post(&self, url: &str, headers: &[(&str, String)], body: Vec<u8>) -> Result<u16, EgressError> {
         let url = check(url, &self.rules)?;
-        let mut request = self.client.post(url).body(body);
+        let mut request = self.client.post(url).timeout(Duration::from_secs(TOTAL_SECONDS)).body(body);
         for (name, value) in headers {
             request = request.header(*name, value);
         }
@@ -111,7 +133,7 @@ fn permitted(found: Vec<SocketAddr>, rules: &Rules) -> Result<Vec<SocketAddr>, E
 }
 
 /// Our own error if the resolver raised it, else a short account of what went wrong.
-fn sorted(error: reqwest::Error) -> EgressError {
+pub(crate) fn sorted(error: reqwest::Error) -> EgressError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
     while let Some(current) = cause {
         if let Some(ours) = current.downcast_ref::<EgressError>() {
@@ -119,7 +141,11 @@ fn sorted(error: reqwest::Error) -> EgressError {
         }
         cause = current.source();
     }
-    if error.is_timeout() { EgressError::TimedOut } else { EgressError::Failed(chain(&error.without_url())) }
+    match error.is_timeout() {
+        true if error.is_connect() => EgressError::Unreachable,
+        true => EgressError::TimedOut,
+        false => EgressError::Failed(chain(&error.without_url())),
+    }
 }
 
 /// An error with its causes in one line: reqwest's own text says only "error sending request".

@@ -1,4 +1,4 @@
-//! Rows, events, leases, outbox, tokens; and the live tail that readers follow.
+//! Rows, events, leases, outbox, tokens, files; and the live tail that readers follow.
 //!
 //! Knows how a prediction is kept and who may change it. State, events and outbox commit together, and what a client is
 //! told is on disk first. Refuses to know HTTP, models, workers and how a webhook is sent.
@@ -6,6 +6,7 @@
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod feed;
+pub mod files;
 mod memory;
 mod rules;
 mod secret;

@@ -7,10 +7,13 @@ use std::sync::{Mutex, MutexGuard};
 use async_trait::async_trait;
 use prediction::{Id, Numbered, Prediction, Request, Timestamp};
 
+use crate::files::File;
 use crate::{
     Appended, CancelOutcome, Clock, Cursor, Delivery, Lease, ListQuery, Page, Renewed, Store, StoreError, Token, rules,
     secret, system_clock,
 };
+
+mod files;
 
 pub struct MemoryStore {
     clock: Clock,
@@ -30,6 +33,8 @@ struct Rows {
     outbox_keys: i64,
     tokens: Vec<(Token, String)>,
     secrets: HashMap<String, String>,
+    files: BTreeMap<i64, File>,
+    file_keys: i64,
 }
 
 struct Row {

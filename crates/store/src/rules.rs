@@ -58,3 +58,7 @@ pub(crate) fn exists(id: &Id) -> StoreError {
 pub(crate) fn token_exists(name: &str) -> StoreError {
     StoreError::Exists(format!("token {name:?}"))
 }
+
+pub(crate) fn file_exists(id: &str) -> StoreError {
+    StoreError::Exists(format!("file {id}"))
+}

@@ -112,19 +112,30 @@ pub struct Page {
 
 impl Page {
     /// From what was read in the cursor's direction (`more`: there is yet another), each with its key.
-    pub(crate) fn around(cursor: Option<Cursor>, mut items: Vec<(i64, Prediction)>, more: bool) -> Self {
-        let back = cursor.is_some_and(|cursor| cursor.back);
-        if back {
-            items.reverse();
-        }
-        let place = |item: Option<&(i64, Prediction)>, back| {
-            item.map(|(key, prediction)| Cursor { created_at: prediction.request.created_at, key: *key, back })
-        };
-        // Rows stay, so whoever followed a cursor here left something behind on the other side.
-        let next = if back || more { place(items.last(), false) } else { None };
-        let previous = if (back && more) || (!back && cursor.is_some()) { place(items.first(), true) } else { None };
-        Self { predictions: items.into_iter().map(|(_, prediction)| prediction).collect(), next, previous }
+    pub(crate) fn around(cursor: Option<Cursor>, items: Vec<(i64, Prediction)>, more: bool) -> Self {
+        let (predictions, next, previous) = around(cursor, items, more, |prediction| prediction.request.created_at);
+        Self { predictions, next, previous }
     }
+}
+
+/// A page in the list's order, and the cursors to its neighbours, from what was read in the cursor's direction.
+pub(crate) fn around<T>(
+    cursor: Option<Cursor>,
+    mut items: Vec<(i64, T)>,
+    more: bool,
+    created_at: impl Fn(&T) -> Timestamp,
+) -> (Vec<T>, Option<Cursor>, Option<Cursor>) {
+    let back = cursor.is_some_and(|cursor| cursor.back);
+    if back {
+        items.reverse();
+    }
+    let place = |item: Option<&(i64, T)>, back| {
+        item.map(|(key, item)| Cursor { created_at: created_at(item), key: *key, back })
+    };
+    // Whoever followed a cursor here left something behind on the other side.
+    let next = if back || more { place(items.last(), false) } else { None };
+    let previous = if (back && more) || (!back && cursor.is_some()) { place(items.first(), true) } else { None };
+    (items.into_iter().map(|(_, item)| item).collect(), next, previous)
 }
 
 /// A place in the list, itself not on the page it leads to. Opaque to clients; positions outlive restarts.

@@ -4,6 +4,7 @@
 //! A store runs them all with `store::conformance!(open)`, where `open` is an async function that returns new `Handles`.
 
 mod appends;
+mod files;
 mod leases;
 mod lists;
 mod outbox;
@@ -18,6 +19,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use prediction::{Event, Id, Map, Numbered, Outcome, Output, Request, Timestamp};
 
 pub use appends::*;
+pub use files::*;
 pub use leases::*;
 pub use lists::*;
 pub use outbox::*;
@@ -25,12 +27,15 @@ pub use rows::*;
 pub use sweeps::*;
 pub use tokens::*;
 
+use crate::files::FileRows;
 use crate::{Clock, Store};
 
 /// Two handles on the same rows; for a store that lives in one process both are the same.
 pub struct Handles {
     pub one: Arc<dyn Store>,
     pub two: Arc<dyn Store>,
+    /// The same two as keepers of files.
+    pub files: [Arc<dyn FileRows>; 2],
     pub clock: HandClock,
     /// Whatever must live as long as the store: a temporary folder.
     pub keep: Box<dyn Any + Send>,
@@ -133,6 +138,9 @@ macro_rules! conformance {
             a_token_is_known_until_it_is_revoked
             a_token_name_is_used_once_at_a_time
             a_secret_is_made_once_whoever_asks_first
+            a_file_is_read_back_until_it_is_deleted
+            a_file_that_has_expired_is_gone_and_swept_once
+            a_list_of_files_is_newest_first_in_pages_and_without_outputs
         }
     };
     ($open:path => $($fact:ident)*) => {

@@ -5,6 +5,7 @@
 
 mod changes;
 mod checkpoint;
+mod files;
 mod open;
 mod reads;
 mod rows;

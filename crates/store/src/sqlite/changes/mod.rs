@@ -2,6 +2,7 @@
 
 pub(super) mod append;
 pub(super) mod create;
+pub(super) mod files;
 pub(super) mod leases;
 pub(super) mod outbox;
 pub(super) mod sweep;
