@@ -45,7 +45,8 @@ pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) ->
     }
 }
 
-async fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+/// Whether the caller of a request with these headers may go on.
+pub async fn allowed(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     if app.api.auth == Auth::OpenUntilToken && app.gate.is_open(&*app.api.store).await? {
         return match headers.get(header::ORIGIN).is_none_or(|origin| origin.to_str().is_ok_and(is_of_this_machine)) {
             true => Ok(()),

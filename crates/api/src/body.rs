@@ -19,12 +19,8 @@ const DRAIN_BYTES: u64 = 512 << 20;
 const DRAIN_SECONDS: u64 = 10;
 
 pub async fn read(headers: &HeaderMap, mut body: Body, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > limit_bytes) {
-        // Whoever asks first has not sent anything yet.
-        if !headers.contains_key(header::EXPECT) {
-            drain(body).await;
-        }
+    if announced(headers).is_some_and(|bytes| bytes > limit_bytes) {
+        refuse(headers, body).await;
         return Err(Problem::too_large(limit_bytes));
     }
     let mut bytes = Vec::new();
@@ -39,6 +35,18 @@ pub async fn read(headers: &HeaderMap, mut body: Body, limit_bytes: u64) -> Resu
         bytes.extend_from_slice(&data);
     }
     Ok(bytes)
+}
+
+/// The length that the caller says the body has.
+pub fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
+/// Before a refusal of a body that nobody will read. Whoever asks first has not sent anything yet.
+pub async fn refuse(headers: &HeaderMap, body: Body) {
+    if !headers.contains_key(header::EXPECT) {
+        drain(body).await;
+    }
 }
 
 async fn drain(mut body: Body) {

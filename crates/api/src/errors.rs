@@ -76,6 +76,17 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, json!({ "detail": detail, "status": 413 }))
     }
 
+    /// The recorded body, which has no status in it.
+    pub fn file_not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, json!({ "detail": "File not found" }))
+    }
+
+    /// The same of a file, in the hosted words.
+    pub fn file_too_large(limit_bytes: u64) -> Self {
+        let limit = mebibytes(limit_bytes).replace(" MiB", "MB");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, json!({ "detail": format!("Files must be less than {limit} in size") }))
+    }
+
     /// The sentence up to the first full stop is the hosted one: programs search it for `resets in ~(\d+)s`.
     pub fn throttled(why: &str) -> Self {
         let seconds = RETRY_AFTER_SECONDS;

@@ -1,4 +1,4 @@
-//! The hosted service's HTTP API, as unchanged clients meet it: predictions, streams, models, errors.
+//! The hosted service's HTTP API, as unchanged clients meet it: predictions, streams, files, models, errors.
 //!
 //! Understands a request, asks the store, the feed or dispatch, and answers in the recorded shapes. Refuses to know
 //! how a model runs, where rows are kept and how a webhook is sent.
@@ -6,20 +6,23 @@
 mod auth;
 mod body;
 mod catalog;
+mod content;
 mod document;
 mod envelope;
 mod errors;
+mod files;
 mod home;
 mod models;
 mod options;
 mod origin;
 mod page;
 mod predictions;
+mod present;
 mod render;
 mod routes;
 mod sse;
 mod stream;
-
+mod upload;
 mod wait;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -31,6 +34,7 @@ use store::{Store, feed::Feed};
 
 use auth::Gate;
 use catalog::Catalog;
+pub use files::FileService;
 pub use render::{body, render};
 
 /// Everything a handler may use.
@@ -45,6 +49,7 @@ pub struct Api {
     pub webhook_rules: egress::Rules,
     /// Of one JSON request body; a larger one is a 413.
     pub body_bytes: u64,
+    pub files: FileService,
 }
 
 /// One model with its weights, under one or several names.

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::IntoResponse,
 };
-use prediction::{Id, Map, Request, Timestamp, secret_text};
+use prediction::{Id, Map, Request, Timestamp};
 use schema::Invalid;
 use serde_json::Value;
 use store::{Cursor, ListQuery};
@@ -22,16 +22,15 @@ use crate::{
     options::{self, Wait},
     origin::Origin,
     page::{Query, page},
+    present::shown,
     render::render_at,
-    wait,
+    stream, wait,
 };
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// Predictions on one page of the list.
 const PAGE_PREDICTIONS: usize = 100;
-/// As long as the hosted service's stream paths: 260 random bits.
-const STREAM_KEY_CHARACTERS: usize = 52;
 
 pub async fn create(State(app): State<Arc<App>>, origin: Origin, headers: HeaderMap, body: Body) -> Answer {
     let sent = body::object(&headers, body, app.api.body_bytes).await?;
@@ -71,14 +70,14 @@ async fn accept(app: &App, found: Found<'_>, envelope: Envelope, headers: &Heade
         webhook: envelope.webhook,
         webhook_events_filter: envelope.webhook_events_filter,
         origin: origin.0.clone(),
-        stream_key: secret_text(STREAM_KEY_CHARACTERS),
+        stream_key: stream::key(found.served.schema.gives_files()),
         streams: true,
     };
     let mut prediction = app.api.dispatch.submit(request).await?;
     if let Some(wait) = wait {
         prediction = wait::until_ended(app, prediction, wait, began).await;
     }
-    let mut answer = (StatusCode::CREATED, json_answer(&render_at(&prediction, &origin))).into_response();
+    let mut answer = (StatusCode::CREATED, json_answer(&shown(app, &prediction, &origin, wait.is_some()).await)).into_response();
     let location = origin.api(&format!("/predictions/{}", prediction.request.id));
     let said = [
         // Creates say the character set, other answers do not: so it was recorded.
@@ -106,13 +105,13 @@ fn check(app: &App, found: &Found<'_>, envelope: &Envelope) -> Result<(), Proble
 
 pub async fn get(State(app): State<Arc<App>>, Path(id): Path<String>, origin: Origin) -> Answer {
     let prediction = app.api.feed.snapshot(&Id(id)).await?.ok_or_else(Problem::not_found)?;
-    Ok(json_answer(&render_at(&prediction, &origin)))
+    Ok(json_answer(&shown(&app, &prediction, &origin, false).await))
 }
 
 /// An ended prediction is answered as it is.
 pub async fn cancel(State(app): State<Arc<App>>, Path(id): Path<String>, origin: Origin) -> Answer {
     let prediction = app.api.dispatch.cancel(&Id(id)).await?.ok_or_else(Problem::not_found)?;
-    Ok(json_answer(&render_at(&prediction, &origin)))
+    Ok(json_answer(&shown(&app, &prediction, &origin, false).await))
 }
 
 pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery, origin: Origin) -> Answer {

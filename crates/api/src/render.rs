@@ -3,7 +3,7 @@
 use prediction::{Map, Prediction, Timestamp};
 use serde_json::{Value, json};
 
-use crate::origin::Origin;
+use crate::{origin::Origin, present, stream};
 
 /// URLs are rooted where the prediction was created.
 pub fn render(prediction: &Prediction) -> Value {
@@ -25,7 +25,9 @@ pub fn render_at(prediction: &Prediction, origin: &Origin) -> Value {
     put("version", request.version.as_str().into());
     put("input", request.input.clone().into());
     put("logs", if prediction.data_removed { Value::Null } else { prediction.logs.as_str().into() });
-    put("output", prediction.output.clone().unwrap_or_default());
+    let mut output = prediction.output.clone().unwrap_or_default();
+    present::root(&mut output, origin);
+    put("output", output);
     put("data_removed", prediction.data_removed.into());
     put("error", prediction.error.clone().into());
     put("source", "api".into());
@@ -56,7 +58,7 @@ fn urls(prediction: &Prediction, origin: &Origin) -> Value {
     urls.insert("cancel".into(), format!("{get}/cancel").into());
     urls.insert("get".into(), get.into());
     if request.streams {
-        urls.insert("stream".into(), origin.api(&format!("/streams/{}", request.stream_key)).into());
+        urls.insert("stream".into(), origin.api(&stream::path(&request.stream_key)).into());
     }
     urls.insert("web".into(), format!("{}/p/{}", origin.0, request.id).into());
     urls.into()

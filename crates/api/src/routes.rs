@@ -8,16 +8,16 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{MethodFilter, any, get, on, post},
+    routing::{MethodFilter, any, delete, get, on, post},
 };
 use tower::{Layer, util::MapRequestLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{App, auth, errors::Problem, home, models, origin, predictions, stream};
+use crate::{App, auth, errors::Problem, files, home, models, origin, predictions, stream};
 
 /// What the hosted API has and this server has not yet. They answer so, instead of as if they did not exist.
 #[rustfmt::skip]
-pub const NOT_THERE_YET: [(MethodFilter, &str, &str); 23] = [
+pub const NOT_THERE_YET: [(MethodFilter, &str, &str); 18] = [
     (MethodFilter::GET, "GET", "/collections"),
     (MethodFilter::GET, "GET", "/collections/{slug}"),
     (MethodFilter::GET, "GET", "/deployments"),
@@ -26,11 +26,6 @@ pub const NOT_THERE_YET: [(MethodFilter, &str, &str); 23] = [
     (MethodFilter::PATCH, "PATCH", "/deployments/{owner}/{name}"),
     (MethodFilter::DELETE, "DELETE", "/deployments/{owner}/{name}"),
     (MethodFilter::POST, "POST", "/deployments/{owner}/{name}/predictions"),
-    (MethodFilter::GET, "GET", "/files"),
-    (MethodFilter::POST, "POST", "/files"),
-    (MethodFilter::GET, "GET", "/files/{id}"),
-    (MethodFilter::DELETE, "DELETE", "/files/{id}"),
-    (MethodFilter::GET, "GET", "/files/{id}/download"),
     (MethodFilter::POST, "POST", "/models"),
     (MethodFilter::PATCH, "PATCH", "/models/{owner}/{name}"),
     (MethodFilter::DELETE, "DELETE", "/models/{owner}/{name}"),
@@ -54,6 +49,8 @@ fn api() -> Router<Arc<App>> {
         .route("/models/{owner}/{name}/readme", get(models::readme))
         .route("/models/{owner}/{name}/versions", get(models::versions))
         .route("/models/{owner}/{name}/versions/{id}", get(models::get_version))
+        .route("/files", get(files::list).post(files::create))
+        .route("/files/{id}", delete(files::delete))
         .route("/account", get(home::account))
         .route("/hardware", get(home::hardware))
         .route("/webhooks/default/secret", get(home::webhook_secret));
@@ -69,6 +66,10 @@ fn open() -> Router<Arc<App>> {
         .route("/readyz", get(home::ready))
         .route("/p/{id}", get(home::web))
         .route("/streams/{key}", get(stream::stream))
+        // These look for themselves: a stream's key or a signature does instead of a token.
+        .route("/files/{id}", get(files::get_or_stream))
+        .route("/files/{id}/download", get(files::download))
+        .route("/outputs/{id}/{name}", get(files::output).options(files::output_options))
 }
 
 pub fn router(app: Arc<App>) -> Router {
@@ -124,9 +125,12 @@ async fn finish(request: Request, next: Next) -> Response {
 }
 
 fn loggable(path: &str) -> String {
-    match path.strip_prefix("/streams/") {
-        Some(_) => "/streams/{key}".into(),
-        None => path.into(),
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts.as_slice() {
+        ["", "streams", _] => "/streams/{key}".into(),
+        ["", "files", key] if stream::is_of_files(key) => "/files/{key}".into(),
+        ["", "outputs", ..] => "/outputs/{key}".into(),
+        _ => path.into(),
     }
 }
 
@@ -152,6 +156,9 @@ mod tests {
     #[test]
     fn a_streams_key_is_not_logged() {
         assert_eq!(loggable("/streams/0123"), "/streams/{key}");
+        assert_eq!(loggable("/files/abcd-0123"), "/files/{key}");
+        assert_eq!(loggable("/outputs/0123/out-0.png"), "/outputs/{key}");
+        assert_eq!(loggable("/files/0123"), "/files/0123");
         assert_eq!(loggable("/predictions/0123"), "/predictions/0123");
     }
 }

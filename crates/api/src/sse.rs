@@ -13,7 +13,11 @@ pub const HELLO: &str = ": hi\n";
 /// A comment without a blank line after it: one client would take that for an empty event.
 pub const PING: &str = ": ping\n";
 
-/// A frame's place in its stream. An event has at most two frames (an error and the end), so each has a number of its own.
+/// Frames that one event may have: one for each file of a list, or an error and the end.
+const FRAMES_OF_AN_EVENT: u64 = 1024;
+const MOST_FRAMES: usize = FRAMES_OF_AN_EVENT as usize;
+
+/// A frame's place in its stream. Each has a number of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub number: u64,
@@ -24,7 +28,7 @@ pub struct Frame {
 
 /// The number of the first frame of an event.
 fn number(seq: u64) -> u64 {
-    seq * 2
+    seq * FRAMES_OF_AN_EVENT
 }
 
 /// The last frame a reader has seen, from `Last-Event-ID`; an id that is not ours means none.
@@ -34,7 +38,7 @@ pub fn last_seen(header: Option<&str>) -> u64 {
 
 /// The event before the one that frame `number` belongs to: whoever follows from there misses nothing.
 pub fn resume_after(number: u64) -> u64 {
-    (number / 2).saturating_sub(1)
+    (number / FRAMES_OF_AN_EVENT).saturating_sub(1)
 }
 
 /// Frames a prediction's events in their order. It remembers one thing: a CR LF may come in two pieces of text.
@@ -47,14 +51,22 @@ impl Framer {
     /// What one event says on the stream. Logs and metrics say nothing: one client fails on unknown names.
     pub fn frames(&mut self, event: &Numbered) -> Vec<Frame> {
         match &event.event {
-            Event::Output(output) => self.output(event, output).into_iter().collect(),
+            Event::Output(output) => self.output(event, output),
             Event::Ended(outcome) => end(outcome, event.seq, event.at),
             Event::Started | Event::Log(_) | Event::Metric { .. } => Vec::new(),
         }
     }
 
-    fn output(&mut self, event: &Numbered, output: &Output) -> Option<Frame> {
+    /// A list of texts that is said at once (the files of a model) is one frame for each, as if each was said by itself.
+    fn output(&mut self, event: &Numbered, output: &Output) -> Vec<Frame> {
         let (Output::Item(value) | Output::Whole(value)) = output;
+        let whole = std::slice::from_ref(value);
+        let texts = value.as_array().filter(|items| items.iter().all(Value::is_string) && items.len() < MOST_FRAMES);
+        let texts = texts.map_or(whole, Vec::as_slice).iter().zip(number(event.seq)..);
+        texts.filter_map(|(value, number)| self.text(value, number, event.at)).collect()
+    }
+
+    fn text(&mut self, value: &Value, number: u64, at: Timestamp) -> Option<Frame> {
         let text = match value {
             Value::String(text) => text.clone(),
             other => json_text(other),
@@ -62,7 +74,7 @@ impl Framer {
         let last = text.chars().last()?;
         let was_after_cr = std::mem::replace(&mut self.after_cr, last == '\r');
         let text = if was_after_cr { text.strip_prefix('\n').unwrap_or(&text) } else { &text };
-        (!text.is_empty()).then(|| frame("output", number(event.seq), event.at, text))
+        (!text.is_empty()).then(|| frame("output", number, at, text))
     }
 }
 

@@ -12,26 +12,55 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use prediction::{Id, Outcome, Prediction, Status, Timestamp};
+use prediction::{Id, Outcome, Prediction, Status, Timestamp, secret_text};
 use store::feed::Reader;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     App,
     errors::{Answer, Problem},
+    origin::Origin,
+    present::shown_event,
     sse::{self, Frame, Framer},
 };
 
 /// Silence is broken this often: one client gives up after 30 s without a byte.
 const PING_SECONDS: u64 = 10;
 
-pub async fn stream(State(app): State<Arc<App>>, Path(key): Path<String>, headers: HeaderMap) -> Answer {
+/// As long as the hosted service's stream paths: 260 random bits.
+const KEY_CHARACTERS: usize = 52;
+const TAG_CHARACTERS: usize = 4;
+
+/// A new key. That of a model which gives files has a tag before it: one client makes files of what it reads under
+/// `/v1/files/`, and only there.
+pub fn key(of_files: bool) -> String {
+    let key = secret_text(KEY_CHARACTERS);
+    if of_files { format!("{}-{key}", secret_text(TAG_CHARACTERS)) } else { key }
+}
+
+/// Whether it is the key of a stream of files. No file's id has a hyphen.
+pub fn is_of_files(key: &str) -> bool {
+    key.contains('-')
+}
+
+/// The API path of a stream.
+pub fn path(key: &str) -> String {
+    let folder = if is_of_files(key) { "files" } else { "streams" };
+    format!("/{folder}/{key}")
+}
+
+pub async fn stream(
+    State(app): State<Arc<App>>,
+    Path(key): Path<String>,
+    origin: Origin,
+    headers: HeaderMap,
+) -> Answer {
     let id = app.api.store.by_stream_key(&key).await?.ok_or_else(Problem::not_found)?;
     let seen = sse::last_seen(headers.get("last-event-id").and_then(|value| value.to_str().ok()));
     let reader = app.api.feed.follow(&id, sse::resume_after(seen)).await?.ok_or_else(Problem::not_found)?;
     let framer = Framer::default();
     let follower =
-        Follower { app, id, reader, framer, seen, ready: VecDeque::from([sse::HELLO.to_owned()]), done: false };
+        Follower { app, id, origin, reader, framer, seen, ready: VecDeque::from([sse::HELLO.to_owned()]), done: false };
     let body = stream::unfold(follower, |mut follower| async {
         let chunk = follower.next().await?;
         Some((Ok::<_, std::convert::Infallible>(Bytes::from(chunk)), follower))
@@ -52,6 +81,7 @@ fn answer(body: Body) -> Response {
 struct Follower {
     app: Arc<App>,
     id: Id,
+    origin: Origin,
     reader: Reader,
     framer: Framer,
     /// The last frame that the caller has.
@@ -76,6 +106,7 @@ impl Follower {
                 Err(_) => return Some(sse::PING.to_owned()),
                 Ok(Some(event)) => {
                     self.done = matches!(event.event, prediction::Event::Ended(_));
+                    let event = shown_event(&self.app, event, &self.origin).await;
                     let frames = self.framer.frames(&event);
                     self.say(frames);
                 }

@@ -11,6 +11,7 @@ use store::{Lease, Renewed, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, Instant};
 
+use crate::inputs::{AsSent, Inputs, Prepared};
 use crate::live::{Live, Stage};
 use crate::recover::{Verdict, verdict};
 use crate::target::Target;
@@ -35,6 +36,8 @@ pub enum Said {
     Leased(Result<Vec<Lease>, StoreError>),
     Renewed(Vec<(Id, u32)>, Result<Vec<Renewed>, StoreError>),
     Written(crate::write::Written),
+    Progress(Id, String),
+    Prepared(Id, Result<Prepared, String>),
     Released,
 }
 
@@ -56,6 +59,7 @@ pub struct Core {
     pub store: Arc<dyn Store>,
     pub feed: Feed,
     pub launch: Arc<dyn Launch>,
+    pub inputs: Arc<dyn Inputs>,
     pub settings: Settings,
     /// For the tasks that report back; weak, so that the last handle's end is the core's.
     pub reports: mpsc::WeakUnboundedSender<Said>,
@@ -95,6 +99,7 @@ impl Core {
             store,
             feed,
             launch,
+            inputs: Arc::new(AsSent),
             settings,
             reports,
             live: HashMap::new(),
@@ -150,6 +155,8 @@ impl Core {
             Said::Leased(result) => self.leases(result),
             Said::Renewed(held, result) => self.renewed(held, result),
             Said::Written(written) => self.written(written),
+            Said::Progress(id, line) => self.log(&id, &line),
+            Said::Prepared(id, result) => self.prepared(&id, result),
             Said::Released => self.released(),
         }
     }

@@ -86,6 +86,15 @@ impl Core {
         if let Some(error) = there.refuses(now) {
             return self.finish(id, Outcome::Failed { error });
         }
+        if !self.prepares(id) {
+            self.queue_up(id);
+        }
+    }
+
+    /// Its inputs are here: it takes its place in the queue of its target.
+    pub fn queue_up(&mut self, id: &Id) {
+        let Some(target) = self.live.get(id).map(|live| live.target.clone()) else { return };
+        let Some(there) = self.targets.get_mut(&target) else { return };
         there.queue.push_back(id.clone());
         if let State::Loading { line, .. } = &there.state {
             let line = loading_line(&target, line);

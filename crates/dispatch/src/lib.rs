@@ -6,6 +6,7 @@
 mod core;
 mod drive;
 mod health;
+mod inputs;
 mod link;
 mod live;
 mod recover;
@@ -26,6 +27,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{Core, Said};
 pub use health::{DeviceHealth, Health, ModelHealth, ModelState, TargetHealth};
+pub use inputs::{AsSent, Asked, Inputs, Prepared, Say};
 pub use link::{Gone, Launch, Link};
 pub use settings::{Device, On, Served, Settings};
 pub use silence::Silence;
@@ -61,9 +63,21 @@ impl Dispatch {
         launch: Arc<dyn Launch>,
         settings: Settings,
     ) -> Result<Self, StoreError> {
+        Self::start_with(store, feed, launch, Arc::new(AsSent), settings).await
+    }
+
+    /// The same with somebody who brings here what inputs name.
+    pub async fn start_with(
+        store: Arc<dyn Store>,
+        feed: Feed,
+        launch: Arc<dyn Launch>,
+        inputs: Arc<dyn Inputs>,
+        settings: Settings,
+    ) -> Result<Self, StoreError> {
         let (said, hear) = mpsc::unbounded_channel();
         let health = Arc::new(Mutex::new(Health::default()));
         let mut core = Core::new(store.clone(), feed.clone(), launch, settings, said.downgrade(), health.clone());
+        core.inputs = inputs;
         core.recover().await?;
         tokio::spawn(core.run(hear));
         Ok(Self { core: said, store, feed, health })

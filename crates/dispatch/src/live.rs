@@ -5,6 +5,7 @@ use prediction::{Event, Id, Job, Map, Numbered, Outcome, Prediction, Request, Ti
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::inputs::Brought;
 use crate::timers::Key;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub enum Stage {
 pub struct Live {
     pub target: String,
     pub input: Map,
+    /// Scheme and host that its caller used.
+    pub origin: String,
+    /// Files that the input names.
+    pub brought: Brought,
     pub seed: u64,
     pub deadline: Option<Timestamp>,
     pub stage: Stage,
@@ -57,6 +62,8 @@ impl Live {
         Self {
             target: request.target.clone(),
             input: request.input.clone(),
+            origin: request.origin.clone(),
+            brought: Brought::NotYet,
             seed: request.seed,
             deadline: request.deadline,
             stage: Stage::Creating,

@@ -4,20 +4,27 @@ use serde_json::Value;
 
 use crate::{Field, Invalid, Kind, Map};
 
+/// Where a file may be. A caller never names one of this machine: that is for whoever fetched it, and for its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Files {
+    Elsewhere,
+    Anywhere,
+}
+
 /// Unknown keys are ignored: the hosted service does the same, and people leave old keys in their calls.
-pub fn check(fields: &[Field], input: &Map) -> Result<(), Vec<Invalid>> {
+pub fn check(fields: &[Field], input: &Map, files: Files) -> Result<(), Vec<Invalid>> {
     let missing = fields.iter().filter(|field| field.required() && !input.contains_key(field.name));
     let missing = missing.map(|field| Invalid::required("input", field.name));
     let wrong = fields.iter().filter_map(|field| {
         let given = input.get(field.name)?;
-        value(field, &format!("input.{}", field.name), given)
+        value(field, &format!("input.{}", field.name), given, files)
     });
     let errors: Vec<_> = missing.chain(wrong).collect();
     if errors.is_empty() { Ok(()) } else { Err(errors) }
 }
 
 /// What is wrong with one value, if anything. `path` is what the error calls it.
-pub fn value(field: &Field, path: &str, given: &Value) -> Option<Invalid> {
+pub fn value(field: &Field, path: &str, given: &Value, files: Files) -> Option<Invalid> {
     if given.is_null() && field.nullable {
         return None;
     }
@@ -26,7 +33,7 @@ pub fn value(field: &Field, path: &str, given: &Value) -> Option<Invalid> {
         Kind::Boolean if given.is_boolean() => None,
         Kind::Boolean => wrong_type("boolean"),
         Kind::String | Kind::Uri => match given.as_str() {
-            Some(text) => self::text(field, path, text),
+            Some(text) => self::text(field, path, text, files),
             None => wrong_type("string"),
         },
         Kind::Number => match given.as_f64() {
@@ -48,7 +55,7 @@ pub fn value(field: &Field, path: &str, given: &Value) -> Option<Invalid> {
     }
 }
 
-fn text(field: &Field, path: &str, text: &str) -> Option<Invalid> {
+fn text(field: &Field, path: &str, text: &str, files: Files) -> Option<Invalid> {
     if !field.choices.is_empty() && !field.choices.contains(&text) {
         return Some(Invalid::not_one_of(path, field.name, field.choices));
     }
@@ -59,7 +66,8 @@ fn text(field: &Field, path: &str, text: &str) -> Option<Invalid> {
     if let Some(max) = field.max_len.filter(|max| length > *max) {
         return Some(Invalid::too_long(path, max));
     }
-    (field.kind == Kind::Uri && !is_file_uri(text)).then(|| Invalid::not_a("uri", path))
+    let is_file = || is_file_uri(text) || (files == Files::Anywhere && text.starts_with("file:///"));
+    (field.kind == Kind::Uri && !is_file()).then(|| Invalid::not_a("uri", path))
 }
 
 fn bounds(field: &Field, path: &str, number: f64) -> Option<Invalid> {

@@ -12,8 +12,10 @@ use serde_json::Value;
 use crate::{Map, read::Mapping};
 
 mod devices;
+mod files;
 
 pub use devices::Device;
+pub use files::{FileLimits, OutputFiles};
 
 /// The top-level keys of Cog that mean nothing without Python; they are named once and ignored.
 const COG_KEYS: [&str; 9] =
@@ -37,6 +39,7 @@ pub struct Config {
     /// Empty: every GPU that works, else the CPU.
     pub devices: Vec<Device>,
     pub limits: Limits,
+    pub output_files: OutputFiles,
     /// Inputs, outputs and logs are removed this long after the end; the hosted service keeps them for an hour.
     pub retention_seconds: u64,
     pub egress: Egress,
@@ -93,11 +96,18 @@ pub struct Limits {
     pub body_bytes: u64,
     /// What a worker may take for one step, saying nothing, before it counts as hung and is replaced.
     pub worker_silence_seconds: u64,
+    pub files: FileLimits,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { waiting_predictions: 256, run_seconds: 30 * 60, body_bytes: 16 << 20, worker_silence_seconds: 60 }
+        Self {
+            waiting_predictions: 256,
+            run_seconds: 30 * 60,
+            body_bytes: 16 << 20,
+            worker_silence_seconds: 60,
+            files: FileLimits::default(),
+        }
     }
 }
 
@@ -107,7 +117,7 @@ pub const RETENTION_SECONDS: u64 = 60 * 60;
 /// What may be reached from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Egress {
-    /// Private addresses, for webhooks inside one network. Off: a caller could otherwise probe it.
+    /// Private addresses, for webhooks and inputs inside one network. Off: a caller could otherwise probe it.
     pub allow_private: bool,
 }
 
@@ -156,6 +166,7 @@ impl Config {
         let allow_private = egress.flag("allow_private")?.unwrap_or_default();
         egress.end()?;
         let limits = limits(native.mapping("limits")?)?;
+        let output_files = OutputFiles::read(&mut native)?;
         let devices = devices::read(native.list("devices")?)?;
         let retention_seconds = native.number("retention_seconds", range::RETENTION_SECONDS)?;
         let models = native.list("models")?.into_iter().enumerate();
@@ -167,7 +178,8 @@ impl Config {
         }
         devices::check(&models, &devices)?;
         let retention_seconds = retention_seconds.unwrap_or(RETENTION_SECONDS);
-        Ok(Self { models, devices, limits, retention_seconds, egress: Egress { allow_private }, account, notes })
+        let egress = Egress { allow_private };
+        Ok(Self { models, devices, limits, output_files, retention_seconds, egress, account, notes })
     }
 }
 
@@ -198,6 +210,7 @@ fn limits(mut keys: Mapping) -> Result<Limits, ConfigError> {
         worker_silence_seconds: keys
             .number("worker_silence_seconds", range::WORKER_SILENCE_SECONDS)?
             .unwrap_or(default.worker_silence_seconds),
+        files: FileLimits::read(&mut keys)?,
     };
     keys.end()?;
     Ok(limits)

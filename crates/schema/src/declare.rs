@@ -1,5 +1,8 @@
 //! `input!`: a struct whose declaration is its schema.
 
+use std::{ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf};
+
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use crate::{Field, Kind, Map};
@@ -14,9 +17,17 @@ pub trait InputType: Sized {
     fn from_value(value: Option<&Value>) -> Option<Self>;
 }
 
-/// A file: an http(s) URL or a data URI. Checked, not fetched.
+/// A file. A caller names it by an http(s) URL or a data URI; what reaches a model names a copy on its own machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uri(pub String);
+
+impl Uri {
+    /// Where the copy lies; none for a URI that nobody has resolved.
+    pub fn path(&self) -> Option<PathBuf> {
+        let path = self.0.strip_prefix("file://").filter(|path| path.starts_with('/'))?;
+        Some(PathBuf::from(OsString::from_vec(percent_decode_str(path).collect())))
+    }
+}
 
 impl InputType for String {
     const KIND: Kind = Kind::String;
@@ -119,10 +130,11 @@ macro_rules! input {
                 ::std::vec![$($crate::Field::of::<$type>(stringify!($field))$(.$setter($value))*),*]
             }
 
-            /// Everything that is wrong at once, or the input with its defaults. Unknown keys are ignored.
+            /// Everything that is wrong at once, or the input with its defaults. Unknown keys are ignored. For the model,
+            /// to whom files may be local ones.
             pub fn parse(input: &$crate::Map) -> ::std::result::Result<Self, ::std::vec::Vec<$crate::Invalid>> {
                 let fields = Self::fields();
-                $crate::macro_support::check(&fields, input)?;
+                $crate::macro_support::check(&fields, input, $crate::macro_support::Files::Anywhere)?;
                 let filled = $crate::macro_support::fill(&fields, input);
                 ::std::result::Result::Ok(Self {
                     $($field: $crate::macro_support::take(&filled, stringify!($field))

@@ -83,6 +83,9 @@ pub fn output(output: &Output) -> Value {
         Output::Text => json!({ "type": "string", "title": "Output" }),
         Output::Uri => json!({ "type": "string", "title": "Output", "format": "uri" }),
         Output::UriList => json!({ "type": "array", "items": uri(), "title": "Output" }),
+        Output::UriIterator => json!({
+            "type": "array", "items": uri(), "title": "Output", "x-cog-array-type": "iterator",
+        }),
         Output::Object(schema) => schema.clone(),
     }
 }

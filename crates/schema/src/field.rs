@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Invalid, Map, check, describe};
+use crate::{Invalid, Map, check, check::Files, describe, places};
 
 /// What a field's value may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub enum Output {
     Uri,
     /// Several files.
     UriList,
+    /// A list of files that grows.
+    UriIterator,
     /// A schema of its own.
     Object(Value),
 }
@@ -111,7 +113,7 @@ impl ModelSchema {
                 let known: Vec<_> = self.input.iter().map(|field| field.name).collect();
                 return Err(format!("defaults.{name}: the model has no such input; it has {}", known.join(", ")));
             };
-            if let Some(wrong) = check::value(field, &format!("defaults.{name}"), value) {
+            if let Some(wrong) = check::value(field, &format!("defaults.{name}"), value, Files::Elsewhere) {
                 return Err(format!("{wrong}, given {value}"));
             }
             field.default = Some(value.clone()).filter(|value| !value.is_null());
@@ -121,7 +123,31 @@ impl ModelSchema {
 
     /// Everything that is wrong with an input, in the order of the declaration. Unknown keys are ignored.
     pub fn validate(&self, input: &Map) -> Result<(), Vec<Invalid>> {
-        check::check(&self.input, input)
+        check::check(&self.input, input, Files::Elsewhere)
+    }
+
+    /// The same for whoever owns this machine, who may name files of it as `file:///path`.
+    pub fn validate_here(&self, input: &Map) -> Result<(), Vec<Invalid>> {
+        check::check(&self.input, input, Files::Anywhere)
+    }
+
+    /// Inputs that are files to the model.
+    pub fn file_fields(&self) -> impl Iterator<Item = &Field> {
+        self.input.iter().filter(|field| field.kind == Kind::Uri)
+    }
+
+    /// Whether it gives files anywhere in its output.
+    pub fn gives_files(&self) -> bool {
+        places::holds_files(&self.output_json())
+    }
+
+    /// Where a piece of its output holds files by the schema, as JSON pointers into the piece's value.
+    pub fn file_places(&self, given: &prediction::Output) -> Vec<String> {
+        let schema = self.output_json();
+        match given {
+            prediction::Output::Whole(value) => places::places(&schema, value),
+            prediction::Output::Item(value) => places::places(&schema["items"], value),
+        }
     }
 
     /// The known fields with the defaults filled in. The input has been validated.

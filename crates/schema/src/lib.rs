@@ -10,6 +10,7 @@ mod declare;
 mod describe;
 mod field;
 mod invalid;
+mod places;
 mod read;
 mod version;
 
@@ -25,7 +26,7 @@ pub use version::version_id;
 #[doc(hidden)]
 pub mod macro_support {
     pub use crate::{
-        check::{check, fill},
+        check::{Files, check, fill},
         declare::take,
     };
 }

@@ -218,3 +218,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_model_is_given_a_path_and_a_caller_may_not_name_one() {
+    let local = map(json!({ "prompt": "x", "image": "file:///inputs/a%20b.png" }));
+    assert!(schema().validate(&local).is_err() && schema().validate_here(&local).is_ok());
+    let image = Input::parse(&local).unwrap().image.unwrap();
+    assert_eq!(image.path().unwrap(), std::path::Path::new("/inputs/a b.png"));
+    for unresolved in ["https://gears.example/a.png", "data:,x"] {
+        assert_eq!(Uri(unresolved.into()).path(), None, "{unresolved}");
+    }
+    let named: Vec<_> = schema().file_fields().map(|field| field.name).collect();
+    assert_eq!(named, ["image"]);
+}

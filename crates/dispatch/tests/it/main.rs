@@ -2,6 +2,7 @@
 
 mod ends;
 mod faults;
+mod inputs;
 mod lives;
 mod puppet;
 mod runs;

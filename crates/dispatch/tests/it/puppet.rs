@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dispatch::{Dispatch, Gone, Launch, Link, Settings, SubmitError};
+use dispatch::{AsSent, Dispatch, Gone, Inputs, Launch, Link, Settings, SubmitError};
 use prediction::frame::{BUILD, Emitted, FromWorker, Hello, ToWorker};
 use prediction::{Event, Id, LoadSpec, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp, Weights};
 use store::feed::Feed;
@@ -137,10 +137,19 @@ impl Bench {
 
     /// One life on a store that may hold what an earlier one left.
     pub async fn on(store: Arc<dyn Store>, settings: Settings) -> Self {
+        Self::with(store, Arc::new(AsSent), settings).await
+    }
+
+    /// With somebody who brings inputs here.
+    pub async fn bringing(inputs: Arc<dyn Inputs>) -> Self {
+        Self::with(Arc::new(MemoryStore::new()), inputs, settings()).await
+    }
+
+    async fn with(store: Arc<dyn Store>, inputs: Arc<dyn Inputs>, settings: Settings) -> Self {
         let feed = Feed::new(store.clone());
         let (launched, workers) = mpsc::unbounded_channel();
         let stage = Arc::new(Stage(launched));
-        let dispatch = Dispatch::start(store.clone(), feed.clone(), stage, settings).await.unwrap();
+        let dispatch = Dispatch::start_with(store.clone(), feed.clone(), stage, inputs, settings).await.unwrap();
         Self { store, feed, dispatch, workers }
     }
 

@@ -143,3 +143,17 @@ fn a_refusal_names_key_value_and_limit() {
         }
     }
 }
+
+#[test]
+fn limits_of_files_and_the_form_of_outputs_are_read_and_kept_in_their_ranges() {
+    let with = |keys: &str| format!("{}  {keys}\n", model(""));
+    let config = Config::parse(&with("limits: { file_bytes: 5000, fetch_seconds: 7 }")).unwrap();
+    let files = FileLimits { file_bytes: 5000, fetch_seconds: 7, ..FileLimits::default() };
+    assert_eq!((config.limits.files, config.output_files), (files, OutputFiles::Auto));
+    let config = Config::parse(&with("output_files: url")).unwrap();
+    assert_eq!(config.output_files, OutputFiles::Url);
+    let said = refusal(&with("output_files: ftp"));
+    assert!(said.contains("output_files") && said.contains("auto, data or url"), "{said}");
+    let said = refusal(&with("limits: { input_bytes: 1 }"));
+    assert!(said.contains("input_bytes") && said.contains("from 1024"), "{said}");
+}

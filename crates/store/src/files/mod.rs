@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use prediction::{Map, Timestamp};
 
 pub use content::Incoming;
-pub use words::{File, FileKind, FilePage};
+pub use words::{File, FileKind, FilePage, referred};
 
 use crate::{Cursor, StoreError};
 use content::Folder;

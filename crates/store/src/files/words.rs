@@ -61,3 +61,21 @@ pub struct FilePage {
     /// Towards newer ones.
     pub previous: Option<Cursor>,
 }
+
+/// Begins a reference.
+const REFERENCE: &str = "/v1/outputs/";
+
+impl File {
+    /// How an output names a stored file: a path that whoever shows it roots where its reader is. The name is one that can
+    /// stand in a URL.
+    pub fn reference(&self) -> String {
+        format!("{REFERENCE}{}/{}", self.id, self.name)
+    }
+}
+
+/// The id in a reference, if the text is one.
+pub fn referred(text: &str) -> Option<&str> {
+    let (id, name) = text.strip_prefix(REFERENCE)?.split_once('/')?;
+    let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    (id.len() == OUTPUT_ID_CHARACTERS && plain(id) && !name.is_empty() && plain(name)).then_some(id)
+}
