@@ -137,6 +137,15 @@ impl Linear {
         self.in_
     }
 
+    /// What `bytes` of a stack of (format, outputs) will be, before there is one.
+    pub fn bytes_for(parts: &[(Format, usize)], in_: usize, device: &Device) -> Result<u64> {
+        if device.is_cpu() {
+            return Weight::bytes_for(parts, in_).map_err(Error::msg);
+        }
+        let size = |&(format, out): &(Format, usize)| format.size(out, in_).map(|bytes| bytes as u64);
+        parts.iter().map(size).sum::<std::result::Result<_, _>>().map_err(Error::msg)
+    }
+
     /// The memory it holds.
     pub fn bytes(&self) -> u64 {
         match &self.inner {
