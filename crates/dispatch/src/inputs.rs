@@ -58,7 +58,9 @@ impl Inputs for AsSent {
 pub enum Brought {
     NotYet,
     /// Dropping it stops the work.
-    OnTheWay(Stop),
+    OnTheWay {
+        _task: Stop,
+    },
     Here {
         _keep: Box<dyn Any + Send>,
     },
@@ -94,14 +96,14 @@ impl Core {
                 let _ = reports.send(Said::Prepared(id, result));
             }
         });
-        live.brought = Brought::OnTheWay(Stop(task.abort_handle()));
+        live.brought = Brought::OnTheWay { _task: Stop(task.abort_handle()) };
         true
     }
 
     pub fn prepared(&mut self, id: &Id, result: Result<Prepared, String>) {
         let Some(live) = self.live.get_mut(id) else { return };
         // It may have ended while this was said.
-        if live.stage != Stage::Waiting || !matches!(live.brought, Brought::OnTheWay(_)) {
+        if live.stage != Stage::Waiting || !matches!(live.brought, Brought::OnTheWay { .. }) {
             return;
         }
         match result {
