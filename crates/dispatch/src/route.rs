@@ -2,6 +2,7 @@
 //! in a loaded model if there is one, else a load, else the room for a load. Who comes later does not take what an older
 //! one waits for.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use prediction::frame::ToWorker;
@@ -119,16 +120,15 @@ impl Core {
             return;
         }
         let bytes = there.bytes.unwrap_or(0);
-        let free = |place: &usize| match self.places[*place].free() {
-            Some(free) => (free >= bytes).then_some(free),
-            None => Some(u64::MAX),
-        };
-        let open = self.open_places(target).into_iter();
-        let open = open.filter(|&place| {
+        let open = self.open_places(target).into_iter().filter(|&place| {
             let there = &self.places[place];
             claims[place].is_none() && there.is_settled() && !there.models.contains_key(target)
         });
-        if let Some((_, place)) = open.filter_map(|place| Some((free(&place)?, place))).max() {
+        let fits = open.filter_map(|place| {
+            let free = self.places[place].free();
+            free.is_none_or(|free| free >= bytes).then_some((Reverse(free.unwrap_or(u64::MAX)), place))
+        });
+        if let Some((_, place)) = fits.min() {
             self.load(target, place);
         }
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, Output, PredictError};
 use serde_json::Value;
 
+use crate::echo_files;
+
 /// Predictions at once when the spec says nothing.
 const CAPACITY: usize = 8;
 /// Between two looks at nothing but held predictions: the loop would spin otherwise.
@@ -14,6 +16,8 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 /// What it reads from the input; everything is optional.
 ///
 /// - `text`: what to say, in `pieces` (1) items, one per step
+/// - `file`: a `file://` URI; what it says in place of `text` is the size and the SHA-256 of what is there
+/// - `gives`: `one`, `list`, `each` or `object`: gives `text` as files of the type `as`, in place of pieces
 /// - `log`: a line for the logs, said first
 /// - `hold: true`: after the last piece, waits until it is cancelled
 /// - `fail: "why"`: fails after the last piece
@@ -57,6 +61,7 @@ struct Guest {
     log: Option<String>,
     /// In reverse: the next is the last.
     pieces: Vec<String>,
+    files: Vec<Output>,
     words: u64,
     said: u64,
     hold: bool,
@@ -87,9 +92,15 @@ impl Loaded for Room {
         if let Some(why) = text(&job.input, "refuse") {
             return Err(PredictError::FixInput(why));
         }
-        let words = text(&job.input, "text").unwrap_or_default();
+        let words = match text(&job.input, "file") {
+            Some(uri) => echo_files::described(&uri)?,
+            None => text(&job.input, "text").unwrap_or_default(),
+        };
         let pieces = job.input.get("pieces").and_then(Value::as_u64).unwrap_or(1) as usize;
-        let mut pieces = cut(&words, pieces);
+        let (files, mut pieces) = match text(&job.input, "gives") {
+            Some(how) => (echo_files::given(&how, &text(&job.input, "as").unwrap_or_default(), &words), Vec::new()),
+            None => (Vec::new(), cut(&words, pieces)),
+        };
         pieces.reverse();
         let end = if let Some(why) = text(&job.input, "panic") {
             End::Panic(why)
@@ -104,6 +115,7 @@ impl Loaded for Room {
             id: job.id,
             log: text(&job.input, "log"),
             pieces,
+            files,
             words: words.split_whitespace().count() as u64,
             said: 0,
             hold: job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
@@ -132,6 +144,9 @@ impl Loaded for Room {
             if let Some(piece) = guest.pieces.pop() {
                 guest.said += 1;
                 emit(&guest.id, Event::Output(Output::text(piece)));
+            }
+            for file in guest.files.drain(..) {
+                emit(&guest.id, Event::Output(file));
             }
             let stays = !guest.pieces.is_empty() || guest.hold;
             if !stays {
