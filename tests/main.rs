@@ -3,6 +3,7 @@
 mod api_faults;
 mod cli;
 mod crash;
+mod files;
 mod stops;
 mod support;
 mod tidy;

@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("worker", 2),
     ("models", 2),
     ("api", 3),
+    ("files", 3),
     ("pinion", 4),
 ];
 

@@ -6,7 +6,7 @@ use std::io::SeekFrom;
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
-    response::{IntoResponse, Response},
+    response::IntoResponse,
 };
 use bytes::Bytes;
 use futures_util::stream;
@@ -121,7 +121,9 @@ fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
         (Some(first), None) if last.trim().is_empty() => Wanted::Part { first, last: size - 1 },
         (None, Some(0)) if first.trim().is_empty() => Wanted::Nothing,
         (None, Some(_)) if first.trim().is_empty() && size == 0 => Wanted::Nothing,
-        (None, Some(count)) if first.trim().is_empty() => Wanted::Part { first: size.saturating_sub(count), last: size - 1 },
+        (None, Some(count)) if first.trim().is_empty() => {
+            Wanted::Part { first: size.saturating_sub(count), last: size - 1 }
+        }
         _ => Wanted::Whole,
     }
 }

@@ -84,7 +84,10 @@ impl Problem {
     /// The same of a file, in the hosted words.
     pub fn file_too_large(limit_bytes: u64) -> Self {
         let limit = mebibytes(limit_bytes).replace(" MiB", "MB");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, json!({ "detail": format!("Files must be less than {limit} in size") }))
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            json!({ "detail": format!("Files must be less than {limit} in size") }),
+        )
     }
 
     /// The sentence up to the first full stop is the hosted one: programs search it for `resets in ~(\d+)s`.

@@ -69,7 +69,12 @@ pub async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery, origin
 }
 
 /// A file's description to who has a token; under the same path, the stream of a model that gives files to who knows its key.
-pub async fn get_or_stream(state: State<Arc<App>>, Path(id): Path<String>, origin: Origin, headers: HeaderMap) -> Answer {
+pub async fn get_or_stream(
+    state: State<Arc<App>>,
+    Path(id): Path<String>,
+    origin: Origin,
+    headers: HeaderMap,
+) -> Answer {
     if stream::is_of_files(&id) {
         return stream::stream(state, Path(id), origin, headers).await;
     }

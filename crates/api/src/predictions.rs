@@ -70,14 +70,15 @@ async fn accept(app: &App, found: Found<'_>, envelope: Envelope, headers: &Heade
         webhook: envelope.webhook,
         webhook_events_filter: envelope.webhook_events_filter,
         origin: origin.0.clone(),
-        stream_key: stream::key(found.served.schema.gives_files()),
+        stream_key: stream::key(found.served.schema.is_files()),
         streams: true,
     };
     let mut prediction = app.api.dispatch.submit(request).await?;
     if let Some(wait) = wait {
         prediction = wait::until_ended(app, prediction, wait, began).await;
     }
-    let mut answer = (StatusCode::CREATED, json_answer(&shown(app, &prediction, &origin, wait.is_some()).await)).into_response();
+    let mut answer =
+        (StatusCode::CREATED, json_answer(&shown(app, &prediction, &origin, wait.is_some()).await)).into_response();
     let location = origin.api(&format!("/predictions/{}", prediction.request.id));
     let said = [
         // Creates say the character set, other answers do not: so it was recorded.

@@ -85,7 +85,8 @@ async fn data_uri(files: &Files, reference: &str, most: u64) -> Option<(String, 
     let file = found.filter(|file| file.kind == FileKind::Output && file.size <= most)?;
     let (path, size) = (files.path(&file), file.size);
     // Megabytes of base64 are work for a thread that may block.
-    let encode = move || Some(format!("data:{};base64,{}", file.content_type, STANDARD.encode(std::fs::read(path).ok()?)));
+    let encode =
+        move || Some(format!("data:{};base64,{}", file.content_type, STANDARD.encode(std::fs::read(path).ok()?)));
     Some((tokio::task::spawn_blocking(encode).await.ok()??, size))
 }
 
@@ -138,11 +139,9 @@ mod tests {
     fn a_reference_is_rooted_wherever_it_stands_and_nothing_else_is() {
         let reference = format!("/v1/outputs/{}/out-0.png", "a".repeat(44));
         let url = format!("https://h{reference}");
-        let mut value = json!({ "a/b": [reference, "/v1/outputs/short/x", 1], "text": "see /v1/outputs/", "kept": "x" });
+        let mut value =
+            json!({ "a/b": [reference, "/v1/outputs/short/x", 1], "text": "see /v1/outputs/", "kept": "x" });
         root(&mut value, &Origin("https://h".into()));
-        assert_eq!(
-            value,
-            json!({ "a/b": [url, "/v1/outputs/short/x", 1], "text": "see /v1/outputs/", "kept": "x" })
-        );
+        assert_eq!(value, json!({ "a/b": [url, "/v1/outputs/short/x", 1], "text": "see /v1/outputs/", "kept": "x" }));
     }
 }

@@ -31,8 +31,8 @@ const PING_SECONDS: u64 = 10;
 const KEY_CHARACTERS: usize = 52;
 const TAG_CHARACTERS: usize = 4;
 
-/// A new key. That of a model which gives files has a tag before it: one client makes files of what it reads under
-/// `/v1/files/`, and only there.
+/// A new key. That of a model whose output is files has a tag before it: one client makes files of all it reads under
+/// `/v1/files/`, and of nothing else.
 pub fn key(of_files: bool) -> String {
     let key = secret_text(KEY_CHARACTERS);
     if of_files { format!("{}-{key}", secret_text(TAG_CHARACTERS)) } else { key }

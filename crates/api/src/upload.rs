@@ -66,7 +66,8 @@ pub async fn read(headers: &HeaderMap, body: Body, files: &Files, limit_bytes: u
     if name.len() > NAME_BYTES {
         return Err(Problem::invalid(&[Invalid::too_long("filename", NAME_BYTES)]));
     }
-    let content_type = texts.content_type.or(typed).filter(|kind| is_header(kind)).unwrap_or_else(|| UNTYPED.to_owned());
+    let content_type =
+        texts.content_type.or(typed).filter(|kind| is_header(kind)).unwrap_or_else(|| UNTYPED.to_owned());
     Ok(Sent { content, name, content_type, metadata: texts.metadata })
 }
 
@@ -116,7 +117,9 @@ fn metadata(text: &str) -> Result<Map, Problem> {
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(other) => Err(Problem::invalid(&[Invalid::invalid_type("metadata", "object", &other)])),
-        Err(error) => Err(Problem::invalid(&[Invalid::new("format", "metadata", format!("is not valid JSON: {error}"))])),
+        Err(error) => {
+            Err(Problem::invalid(&[Invalid::new("format", "metadata", format!("is not valid JSON: {error}"))]))
+        }
     }
 }
 

@@ -83,7 +83,8 @@ impl Fetching {
         if let Some((files, id)) = self.files.as_ref().zip(own::id(&uri)) {
             match files.get(&id).await.map_err(|error| error.to_string())? {
                 Some(file) => {
-                    let ending = kinds::of_name(&file.name).or_else(|| kinds::of_type(&file.content_type).map(str::to_owned));
+                    let ending =
+                        kinds::of_name(&file.name).or_else(|| kinds::of_type(&file.content_type).map(str::to_owned));
                     let path = place.path(&with_ending(field, ending));
                     link(&files.path(&file), &path).await.map_err(|error| format!("{shown}: {error}"))?;
                     return Ok(path);
@@ -103,17 +104,15 @@ impl Fetching {
         let decoded = tokio::task::spawn_blocking(move || egress::data(&uri, limit)).await;
         let data = decoded.map_err(|error| error.to_string())?.map_err(|error| format!("the data URI {error}"))?;
         let ending = data.name.as_deref().and_then(kinds::of_name);
-        let path = place.path(&with_ending(field, ending.or_else(|| kinds::of_type(&data.content_type).map(str::to_owned))));
+        let path =
+            place.path(&with_ending(field, ending.or_else(|| kinds::of_type(&data.content_type).map(str::to_owned))));
         tokio::fs::write(&path, data.bytes).await.map_err(|error| error.to_string())?;
         Ok(path)
     }
 
     async fn fetch(&self, field: &str, url: &str, place: &Place, say: &Say) -> Result<PathBuf, String> {
-        let limits = FetchLimits {
-            bytes: self.limits.bytes,
-            idle: IDLE,
-            whole: Duration::from_secs(self.limits.seconds),
-        };
+        let limits =
+            FetchLimits { bytes: self.limits.bytes, idle: IDLE, whole: Duration::from_secs(self.limits.seconds) };
         let coming = place.path("coming");
         let mut file = tokio::fs::File::create_new(&coming).await.map_err(|error| error.to_string())?;
         let mut progress = Progress::new(field, &**say);

@@ -37,7 +37,9 @@ mod tests {
         ] {
             assert_eq!(id(url).as_deref(), Some("abc"), "{url}");
         }
-        for url in ["http://gears.example/a.wav", "http://gears.example/x/files/abc", "http://gears.example/", "nothing"] {
+        for url in
+            ["http://gears.example/a.wav", "http://gears.example/x/files/abc", "http://gears.example/", "nothing"]
+        {
             assert_eq!(id(url), None, "{url}");
         }
     }

@@ -2,11 +2,10 @@
 
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use prediction::Map;
 use schema::{Kind, ModelSchema};
 use serde_json::Value;
+use url::Url;
 
 use crate::failure::Failure;
 
@@ -24,7 +23,7 @@ pub fn read(words: &[String], schema: &ModelSchema) -> Result<Map, Failure> {
         }
         input.insert(key.to_owned(), value(key, text, kind.unwrap_or(Kind::String))?);
     }
-    schema.validate(&input).map_err(|wrong| {
+    schema.validate_here(&input).map_err(|wrong| {
         Failure::BadInput(format!("the input is not valid:\n{}", schema::detail(&wrong).trim_end()))
     })?;
     Ok(input)
@@ -42,15 +41,17 @@ fn value(key: &str, text: &str, kind: Kind) -> Result<Value, Failure> {
     Ok(parsed.unwrap_or_else(|| Value::String(text.to_owned())))
 }
 
-/// A file is a data URI to a field that takes files, and its text to any other.
+/// To a field that takes files a file is where it lies, to any other its text.
 fn file(key: &str, path: &Path, kind: Kind) -> Result<Value, Failure> {
-    let bytes =
-        std::fs::read(path).map_err(|error| Failure::BadInput(format!("-i {key}=@{}: {error}", path.display())))?;
-    Ok(Value::String(match kind {
-        Kind::Uri => format!("data:application/octet-stream;base64,{}", STANDARD.encode(bytes)),
-        _ => String::from_utf8(bytes)
-            .map_err(|_| Failure::BadInput(format!("-i {key}=@{}: the file is not UTF-8 text", path.display())))?,
-    }))
+    let refuse = |why: String| Failure::BadInput(format!("-i {key}=@{}: {why}", path.display()));
+    if kind == Kind::Uri {
+        let whole = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+        std::fs::File::open(&whole).map_err(|error| refuse(error.to_string()))?;
+        let uri = Url::from_file_path(whole).map_err(|()| refuse("its path cannot be written as a URI".to_owned()))?;
+        return Ok(Value::String(uri.into()));
+    }
+    let bytes = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+    Ok(Value::String(String::from_utf8(bytes).map_err(|_| refuse("the file is not UTF-8 text".to_owned()))?))
 }
 
 #[cfg(test)]
@@ -69,6 +70,21 @@ mod tests {
     fn values_take_the_type_that_the_schema_wants() {
         let input = read(&words(&["prompt=12", "max_tokens=12", "temperature=0.5"]), &llama()).unwrap();
         assert_eq!(Value::Object(input), serde_json::json!({"prompt": "12", "max_tokens": 12, "temperature": 0.5}));
+    }
+
+    #[test]
+    fn a_file_is_a_path_to_a_field_of_files_and_its_text_to_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a talk.wav");
+        std::fs::write(&path, "hello").unwrap();
+        let named = |path: &Path, kind| file("audio", path, kind).map_err(|error| error.to_string());
+        let uri = schema::Uri(named(&path, Kind::Uri).unwrap().as_str().unwrap().to_owned());
+        assert_eq!(uri.path().unwrap(), path.canonicalize().unwrap());
+        assert_eq!(named(&path, Kind::String).unwrap(), "hello");
+        for kind in [Kind::Uri, Kind::String] {
+            let error = named(&folder.path().join("none"), kind).unwrap_err();
+            assert!(error.contains("-i audio=@") && error.contains("No such file"), "{error}");
+        }
     }
 
     #[test]

@@ -141,6 +141,11 @@ impl ModelSchema {
         places::holds_files(&self.output_json())
     }
 
+    /// Whether its output is files and nothing else.
+    pub fn is_files(&self) -> bool {
+        matches!(self.output, Output::Uri | Output::UriList | Output::UriIterator)
+    }
+
     /// Where a piece of its output holds files by the schema, as JSON pointers into the piece's value.
     pub fn file_places(&self, given: &prediction::Output) -> Vec<String> {
         let schema = self.output_json();

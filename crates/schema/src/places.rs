@@ -85,7 +85,9 @@ mod tests {
 
     #[test]
     fn a_model_gives_files_if_any_part_of_its_output_is_one() {
-        assert!([Output::Uri, Output::UriList, Output::UriIterator].into_iter().all(|output| given(output).gives_files()));
+        assert!(
+            [Output::Uri, Output::UriList, Output::UriIterator].into_iter().all(|output| given(output).gives_files())
+        );
         assert!(![Output::Text, Output::TextIterator].into_iter().any(|output| given(output).gives_files()));
         let object = json!({ "type": "object", "properties": { "file": { "type": "string", "format": "uri" } } });
         assert!(given(Output::Object(object)).gives_files());

@@ -17,7 +17,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 ///
 /// - `text`: what to say, in `pieces` (1) items, one per step
 /// - `file`: a `file://` URI; what it says in place of `text` is the size and the SHA-256 of what is there
-/// - `gives`: `one`, `list`, `each` or `object`: gives `text` as files of the type `as`, in place of pieces
+/// - `gives`: `one`, `list`, `each` or `object`: gives `text` as files of the type `mime`, in place of pieces
 /// - `log`: a line for the logs, said first
 /// - `hold: true`: after the last piece, waits until it is cancelled
 /// - `fail: "why"`: fails after the last piece
@@ -98,7 +98,7 @@ impl Loaded for Room {
         };
         let pieces = job.input.get("pieces").and_then(Value::as_u64).unwrap_or(1) as usize;
         let (files, mut pieces) = match text(&job.input, "gives") {
-            Some(how) => (echo_files::given(&how, &text(&job.input, "as").unwrap_or_default(), &words), Vec::new()),
+            Some(how) => (echo_files::given(&how, &text(&job.input, "mime").unwrap_or_default(), &words), Vec::new()),
             None => (Vec::new(), cut(&words, pieces)),
         };
         pieces.reverse();

@@ -107,7 +107,7 @@ proptest! {
         let ids: Vec<_> = javascript(&frames.iter().map(|frame| frame.text.as_str()).collect::<String>());
         let last = last_seen(Some(&ids[seen].id));
         // What a follower from `resume_after` gets, less what was seen.
-        let again = frames.iter().filter(|frame| frame.number / 2 > resume_after(last) && frame.number > last);
+        let again = frames.iter().filter(|frame| frame.number / FRAMES_OF_AN_EVENT > resume_after(last) && frame.number > last);
         prop_assert_eq!(again.collect::<Vec<_>>(), frames[seen + 1..].iter().collect::<Vec<_>>());
     }
 
@@ -122,8 +122,8 @@ proptest! {
 #[test]
 fn a_frame_looks_as_recorded() {
     let event = numbered(7, Event::Output(Output::text(" the\ngear\r\n")));
-    let text = "event: output\nid: 1700000000000:14\ndata:  the\ndata: gear\ndata: \n\n";
-    assert_eq!(frames(&event), [Frame { number: 14, last: false, text: text.into() }]);
+    let text = "event: output\nid: 1700000000000:7168\ndata:  the\ndata: gear\ndata: \n\n";
+    assert_eq!(frames(&event), [Frame { number: 7 * FRAMES_OF_AN_EVENT, last: false, text: text.into() }]);
 }
 
 #[test]
@@ -159,4 +159,15 @@ fn a_foreign_id_means_from_the_beginning() {
         assert_eq!(resume_after(last_seen(header)), 0, "{header:?}");
     }
     assert_eq!(last_seen(Some(" 1690212292000:15 ")), 15);
+}
+
+/// The files of a model that gives them at once arrive as those of one that gives them one by one.
+#[test]
+fn a_list_of_texts_is_one_event_for_each() {
+    let list = numbered(3, Event::Output(Output::Whole(serde_json::json!(["data:,a", "", "data:,b"]))));
+    let told: String = frames(&list).into_iter().map(|frame| frame.text).collect();
+    let got: Vec<_> = javascript(&told).into_iter().map(|got| got.data).collect();
+    assert_eq!(got, ["data:,a", "data:,b"]);
+    let mixed = numbered(3, Event::Output(Output::Whole(serde_json::json!(["a", 1]))));
+    assert_eq!(frames(&mixed).len(), 1, "anything else is JSON");
 }

@@ -2,18 +2,24 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use api::{Api, Auth, Served};
+use ::files::{Fetching, Keeping, Limits};
+use api::{Api, Auth, FileService, Served};
 use axum::{
     Router,
     body::{Body, Bytes},
     http::{HeaderMap, Method, Request},
 };
 use dispatch::{Dispatch, Gone, Launch, Link, Settings};
+use egress::{Egress, Rules};
 use http_body_util::BodyExt;
-use prediction::{LoadSpec, Map, Timestamp, Weights};
-use schema::{ModelSchema, Output, config::Account};
+use prediction::{LoadSpec, Timestamp, Weights};
+use schema::{
+    ModelSchema, Output,
+    config::{Account, OutputFiles},
+};
 use serde_json::{Value, json};
-use store::{MemoryStore, Store, feed::Feed};
+use store::{MemoryStore, Store, feed::Feed, files::Files};
+use tempfile::TempDir;
 use tower::ServiceExt;
 use worker::echo::Echo;
 
@@ -29,6 +35,31 @@ schema::input! {
     }
 }
 
+schema::input! {
+    /// What the same model reads when it takes and gives files.
+    pub struct FileInput {
+        text: Option<String> { description: "What to write." }
+        file: Option<schema::Uri> { description: "What to describe." }
+        gives: Option<String> { description: "In which form." }
+        mime: Option<String> { description: "Of which type." }
+    }
+}
+
+/// The echo model once for every shape of output that holds files, and once for text about a file.
+fn painters() -> impl Iterator<Item = (&'static str, ModelSchema)> + Clone {
+    let text = json!({ "type": "string" });
+    let uri = json!({ "type": "string", "format": "uri" });
+    let object = json!({ "type": "object", "title": "Output", "properties": { "text": text, "text_file": uri } });
+    let outputs = [
+        ("ear", Output::TextIterator),
+        ("one", Output::Uri),
+        ("list", Output::UriList),
+        ("each", Output::UriIterator),
+        ("object", Output::Object(object)),
+    ];
+    outputs.into_iter().map(|(target, output)| (target, ModelSchema { input: FileInput::fields(), output }))
+}
+
 pub const VERSION: &str = "5c7d5dc6dd8bf75c1acaa8565735e7986bc5b66206b55cca93cb72c9bf15ccaa";
 pub const ALIAS: &str = "dp-cf05cc8e6e5b3c0bc6e1b6c9f5e4a2d8";
 /// People paste ids that lost a digit.
@@ -40,12 +71,12 @@ pub const HOST: &str = "gears.example:5000";
 struct EchoThread;
 
 impl Launch for EchoThread {
-    fn launch(&self) -> std::io::Result<Link> {
+    fn launch(&self, _device: &str) -> std::io::Result<Link> {
         let (to, inbox) = std::sync::mpsc::channel();
         let (send, from) = tokio::sync::mpsc::unbounded_channel();
         std::thread::spawn(move || {
             let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
-            worker::run(registry, inbox, |frame| send.send(frame).is_ok());
+            worker::run(registry, worker::Owned::cpu(), inbox, |frame| send.send(frame).is_ok());
         });
         Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
     }
@@ -55,6 +86,8 @@ pub struct Server {
     router: Router,
     pub store: Arc<MemoryStore>,
     pub feed: Feed,
+    /// Where files lie.
+    _folder: TempDir,
 }
 
 pub struct Reply {
@@ -94,11 +127,23 @@ pub struct Options {
     pub models: usize,
     /// Predictions that the model takes at once.
     pub concurrency: u32,
+    pub outputs: OutputFiles,
+    pub file_bytes: u64,
+    /// Of uploads and outputs.
+    pub file_seconds: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { auth: Auth::OpenUntilToken, waiting_limit: 256, models: 0, concurrency: 8 }
+        Self {
+            auth: Auth::OpenUntilToken,
+            waiting_limit: 256,
+            models: 0,
+            concurrency: 8,
+            outputs: OutputFiles::Auto,
+            file_bytes: 1 << 20,
+            file_seconds: 60,
+        }
     }
 }
 
@@ -111,23 +156,24 @@ impl Server {
         let memory = Arc::new(MemoryStore::new());
         let store: Arc<dyn Store> = memory.clone();
         let feed = Feed::new(store.clone());
-        let spec = LoadSpec {
-            target: "echo".into(),
-            model: "echo".into(),
-            weights: Weights::Path("unused".into()),
-            device: "cpu".into(),
-            precision: None,
-            context_tokens: None,
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::open(memory.clone(), &folder.path().join("files")).await.unwrap();
+        let spec = |target: &str| LoadSpec {
             concurrency: Some(options.concurrency),
-            threads: None,
-            defaults: Map::new(),
+            ..LoadSpec::new(target, "echo", Weights::Path("unused".into()))
         };
-        let settings = Settings {
-            waiting_limit: options.waiting_limit,
-            preload: vec!["echo".into()],
-            ..Settings::new("test", vec![spec])
-        };
-        let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(EchoThread), settings).await.unwrap();
+        let on = |target: &str| dispatch::Served { preload: true, ..dispatch::Served::new(spec(target)) };
+        let targets = std::iter::once("echo").chain(painters().map(|(target, _)| target));
+        let settings =
+            Settings { waiting_limit: options.waiting_limit, ..Settings::new("test", targets.map(on).collect()) };
+        let schemas = painters().map(|(target, schema)| (target.to_owned(), schema));
+        let rules = Rules { allow_loopback: true, allow_private: false };
+        let (egress, inputs) = (Egress::new(rules).unwrap(), folder.path().join("inputs"));
+        let limits = Limits { bytes: 1 << 20, seconds: 60 };
+        let inputs = Fetching::new(egress, Some(files.clone()), &inputs, limits, schemas.clone().collect()).unwrap();
+        let launch = Arc::new(Keeping::new(Arc::new(EchoThread), files.clone(), options.file_seconds, schemas));
+        let (inputs, its_feed) = (Arc::new(inputs), feed.clone());
+        let dispatch = Dispatch::start_with(store.clone(), its_feed, launch, inputs, settings).await.unwrap();
         let served = |index: usize| Served {
             target: "echo".into(),
             names: vec![format!("more/m{index}")],
@@ -148,17 +194,30 @@ impl Server {
             created_at: Timestamp(1_700_000_000_000_000),
             ..served(0)
         };
+        let painters = painters().filter(|_| options.models == 0).map(|(target, schema)| Served {
+            target: target.into(),
+            names: vec![format!("files/{target}")],
+            version: format!("{target:0>64}"),
+            schema,
+            ..served(0)
+        });
         let router = api::router(Api {
             store,
             feed: feed.clone(),
             dispatch,
-            served: std::iter::once(echo).chain((1..=options.models).map(served)).collect(),
+            served: std::iter::once(echo).chain((1..=options.models).map(served)).chain(painters).collect(),
             account: Account { username: "pinion".into(), name: "Pinion".into() },
             auth: options.auth,
-            webhook_rules: egress::Rules { allow_loopback: true, allow_private: false },
+            webhook_rules: rules,
             body_bytes: BODY_BYTES,
+            files: FileService {
+                files,
+                file_bytes: options.file_bytes,
+                retention_seconds: options.file_seconds,
+                outputs: options.outputs,
+            },
         });
-        Self { router, store: memory, feed }
+        Self { router, store: memory, feed, _folder: folder }
     }
 
     pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Reply {

@@ -73,10 +73,14 @@ fn whole(value: Value) -> Event {
 async fn data_uris_become_files_where_the_schema_says_files() {
     let mut bench = Bench::new().await;
     bench.admit("images", "p");
-    let said = whole(json!(["data:image/png;base64,aGk=", "https://gears.example/kept", "data:image/png;name=b c.png,x"]));
+    let said =
+        whole(json!(["data:image/png;base64,aGk=", "https://gears.example/kept", "data:image/png;name=b c.png,x"]));
     let Event::Output(Output::Whole(output)) = bench.passes("p", said).await else { panic!("no output") };
     let (file, bytes) = bench.content(&output[0]).await;
-    assert_eq!((file.name.as_str(), file.content_type.as_str(), bytes.as_slice()), ("out-0.png", "image/png", &b"hi"[..]));
+    assert_eq!(
+        (file.name.as_str(), file.content_type.as_str(), bytes.as_slice()),
+        ("out-0.png", "image/png", &b"hi"[..])
+    );
     assert_eq!((file.kind, file.expires_at), (FileKind::Output, file.created_at.plus_millis(60_000)));
     assert_eq!(output[1], "https://gears.example/kept");
     assert_eq!(bench.content(&output[2]).await.0.name, "b_c.png");
