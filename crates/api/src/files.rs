@@ -29,8 +29,8 @@ use crate::{
 
 /// Files on one page of the list.
 const PAGE_FILES: usize = 100;
-/// The store's name for the secret that downloads are signed with.
-const SIGNING_SECRET: &str = "files";
+/// The store's name for the secret that downloads are signed with; all of its text is the key.
+pub const FILES_SECRET: &str = "files";
 
 /// What the API does with files.
 #[derive(Clone)]
@@ -134,7 +134,7 @@ async fn find(app: &App, id: &str, kind: FileKind) -> Result<File, Problem> {
 /// `owner`, `expiry` (Unix seconds) and `signature`: base64 of HMAC-SHA256 of `"{owner} {id} {expiry}"`. Whatever is wrong
 /// with them, there is no such file.
 async fn signed(app: &App, id: &str, query: &Query<'_>, signature: &str) -> Result<(), Problem> {
-    let secret = app.api.store.secret(SIGNING_SECRET).await?;
+    let secret = app.api.store.secret(FILES_SECRET).await?;
     let holds = || {
         let (owner, expiry) = (query.get("owner")?, query.get("expiry")?);
         let fresh = expiry.parse::<i64>().ok()? > Timestamp::now().0 / 1_000_000;

@@ -34,7 +34,7 @@ use store::{Store, feed::Feed};
 
 use auth::Gate;
 use catalog::Catalog;
-pub use files::FileService;
+pub use files::{FILES_SECRET, FileService};
 pub use render::{body, render};
 
 /// Everything a handler may use.

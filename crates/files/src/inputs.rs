@@ -113,6 +113,13 @@ impl Fetching {
     async fn fetch(&self, field: &str, url: &str, place: &Place, say: &Say) -> Result<PathBuf, String> {
         let limits =
             FetchLimits { bytes: self.limits.bytes, idle: IDLE, whole: Duration::from_secs(self.limits.seconds) };
+        let _turn = match self.turns.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => {
+                say("waiting for other downloads\n".to_owned());
+                self.turns.acquire().await.map_err(|error| error.to_string())?
+            }
+        };
         let coming = place.path("coming");
         let mut file = tokio::fs::File::create_new(&coming).await.map_err(|error| error.to_string())?;
         let mut progress = Progress::new(field, &**say);
@@ -134,13 +141,6 @@ impl Inputs for Fetching {
 
     async fn prepare(&self, asked: Asked, say: Say) -> Result<Prepared, String> {
         let Asked { target, origin, mut input, .. } = asked;
-        let _turn = match self.turns.try_acquire() {
-            Ok(turn) => turn,
-            Err(_) => {
-                say("waiting for other downloads\n".to_owned());
-                self.turns.acquire().await.map_err(|error| error.to_string())?
-            }
-        };
         let place = Place::inside(&self.folder).map_err(|error| format!("no room for input files: {error}"))?;
         for (field, uri) in self.named(&target, &input) {
             let here = self.bring(field, uri, &origin, &place, &say).await;

@@ -31,6 +31,11 @@ pub enum Word {
         #[command(flatten)]
         place: Place,
     },
+    /// The key that download addresses of uploaded files are signed with: HMAC-SHA256 of "OWNER ID EXPIRY", in base64
+    FilesKey {
+        #[command(flatten)]
+        place: Place,
+    },
 }
 
 #[derive(Args)]
@@ -60,6 +65,10 @@ async fn act(word: Word) -> Result<(), Failure> {
                 let state = if token.revoked { "  revoked" } else { "" };
                 print_line!("{}  …{}  since {}{state}", token.name, token.last_four, token.created_at.rfc3339());
             }
+        }
+        Word::FilesKey { place } => {
+            let key = open(place).await?.secret(api::FILES_SECRET).await.map_err(Failure::failed)?;
+            print_line!("{key}");
         }
         Word::Revoke { name, place } => {
             if !open(place).await?.token_revoke(&name).await.map_err(Failure::failed)? {

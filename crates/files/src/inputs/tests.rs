@@ -228,13 +228,16 @@ async fn a_ninth_download_waits_its_turn_and_says_so() {
         tell.notify_one();
     });
     let ninth = tokio::spawn({
-        let bench = bench.clone();
-        async move { bench.prepare_saying(json!({ "audio": "data:,x" }), say).await.map(drop) }
+        let (bench, url) = (bench.clone(), url.clone());
+        async move { bench.prepare_saying(json!({ "audio": url }), say).await.map(drop) }
     });
     heard.notified().await;
     assert_eq!(*said.lock().unwrap(), ["waiting for other downloads\n"]);
+    bench.prepare(json!({ "audio": "data:,x" })).await.unwrap();
     let mut first = held.remove(0);
     first.write_all(file("x").as_bytes()).await.unwrap();
+    let (mut called, _) = listener.accept().await.unwrap();
+    called.write_all(file("x").as_bytes()).await.unwrap();
     ninth.await.unwrap().unwrap();
     waiting.iter().skip(1).for_each(|task| task.abort());
 }
