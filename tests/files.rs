@@ -19,7 +19,7 @@ use store::files::Files;
 use store::{SqliteStore, Store};
 use worker::echo::Echo;
 
-use crate::support::{clients, output_of, tests_folder};
+use crate::support::{clients, output_of, pinion, tests_folder};
 
 schema::input! {
     /// What the echo model reads when it takes and gives files.
@@ -122,6 +122,18 @@ const HEARD: &str = "5 bytes, sha256 2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa
 
 fn says(out: &str, line: &str) {
     assert!(out.lines().any(|said| said == line), "nobody said {line:?}:\n{out}");
+}
+
+#[test]
+fn the_program_prints_the_key_that_downloads_are_signed_with() {
+    let data = tempfile::tempdir().unwrap();
+    let key = output_of(pinion().args(["token", "files-key", "--data"]).arg(data.path()));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let kept = runtime.block_on(async {
+        let store = SqliteStore::open(&data.path().join("pinion.sqlite")).await.unwrap();
+        store.secret(api::FILES_SECRET).await.unwrap()
+    });
+    assert_eq!(key, format!("{kept}\n"));
 }
 
 #[test]
