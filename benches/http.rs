@@ -11,13 +11,16 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use api::{Api, Auth, Served};
+use api::{Api, Auth, FileService, Served};
 use criterion::{Criterion, criterion_group, criterion_main};
 use dispatch::{Dispatch, Gone, Launch, Link, Settings};
 use prediction::{LoadSpec, Timestamp, Weights};
+use schema::config::OutputFiles;
 use schema::{ModelSchema, Output};
 use store::feed::Feed;
+use store::files::Files;
 use store::{SqliteStore, Store};
+use worker::Owned;
 use worker::echo::Echo;
 
 /// Predictions behind the quantiles.
@@ -26,12 +29,12 @@ const SAMPLES: usize = 1000;
 struct EchoThread;
 
 impl Launch for EchoThread {
-    fn launch(&self) -> std::io::Result<Link> {
+    fn launch(&self, _device: &str) -> std::io::Result<Link> {
         let (to, inbox) = mpsc::channel();
         let (send, from) = tokio::sync::mpsc::unbounded_channel();
         std::thread::spawn(move || {
             let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
-            worker::run(registry, inbox, |frame| send.send(frame).is_ok());
+            worker::run(registry, Owned::cpu(), inbox, |frame| send.send(frame).is_ok());
         });
         Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
     }
@@ -39,10 +42,13 @@ impl Launch for EchoThread {
 
 /// The real router over a real database and the echo model, on a free port.
 async fn serve(folder: &Path) -> SocketAddr {
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("bench.sqlite")).await.expect("opens"));
+    let rows = Arc::new(SqliteStore::open(&folder.join("bench.sqlite")).await.expect("opens"));
+    let files = Files::open(rows.clone(), &folder.join("files")).await.expect("the folder is made");
+    let files = FileService { files, file_bytes: 1 << 20, retention_seconds: 60, outputs: OutputFiles::Auto };
+    let store: Arc<dyn Store> = rows;
     let feed = Feed::new(store.clone());
     let spec = LoadSpec::new("echo", "echo", Weights::Path(folder.to_owned()));
-    let settings = Settings { preload: vec!["echo".into()], ..Settings::new("bench", vec![spec]) };
+    let settings = Settings::new("bench", vec![dispatch::Served { preload: true, ..dispatch::Served::new(spec) }]);
     let dispatch =
         Dispatch::start(store.clone(), feed.clone(), Arc::new(EchoThread), settings).await.expect("dispatch starts");
     let served = Served {
@@ -58,8 +64,8 @@ async fn serve(folder: &Path) -> SocketAddr {
     let webhook_rules = egress::Rules::default();
     let auth = Auth::OpenUntilToken;
     let body_bytes = 1 << 20;
-    let router =
-        api::router(Api { store, feed, dispatch, served: vec![served], account, auth, webhook_rules, body_bytes });
+    let served = vec![served];
+    let router = api::router(Api { store, feed, dispatch, served, account, auth, webhook_rules, body_bytes, files });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move { axum::serve(listener, router).await });

@@ -3,9 +3,15 @@
 mod api_faults;
 mod cli;
 mod crash;
+mod devices;
 mod files;
+mod models;
+mod processes;
+mod ps;
+mod residency;
 mod stops;
 mod support;
+mod synth;
 mod tidy;
 mod tutorial;
 mod worker_process;

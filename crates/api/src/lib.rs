@@ -21,6 +21,7 @@ mod present;
 mod render;
 mod routes;
 mod sse;
+mod status;
 mod stream;
 mod upload;
 mod wait;

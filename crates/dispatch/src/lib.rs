@@ -7,6 +7,7 @@ mod core;
 mod health;
 mod hear;
 mod inputs;
+mod lease;
 mod link;
 mod live;
 mod lose;

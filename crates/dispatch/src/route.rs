@@ -243,12 +243,14 @@ impl Core {
 
     fn load(&mut self, target: &str, place: usize) {
         let Some(there) = self.targets.get_mut(target) else { return };
-        there.wanted = false;
-        there.waits = None;
+        (there.wanted, there.waits) = (false, None);
+        let copied = self.places.iter().any(|place| place.models.contains_key(target));
         let at = &mut self.places[place];
         let spec = LoadSpec { device: at.device.clone(), ..there.served.spec.clone() };
         let room = at.free();
         let promised = there.bytes.or(room).unwrap_or(0);
+        // Of several copies one is enough to be pinned.
+        let pinned = there.served.pinned && !copied;
         at.models.insert(
             target.to_owned(),
             Resident {
@@ -256,7 +258,7 @@ impl Core {
                 bytes: room.map_or(promised, |room| promised.min(room)),
                 active: 0,
                 last_used: Instant::now(),
-                pinned: there.served.pinned,
+                pinned,
             },
         );
         at.tell(ToWorker::Load { spec, room_bytes: room });

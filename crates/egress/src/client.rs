@@ -1,4 +1,4 @@
-//! The HTTP client behind the rules, and its errors. Posts; reads of their answers no more than the status.
+//! The HTTP client behind the rules, and its errors. Refuses to read more of an answer than it was told.
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -11,7 +11,7 @@ use crate::{Class, Rules, check, classify};
 
 /// To reach the other side.
 pub(crate) const CONNECT_SECONDS: u64 = 5;
-/// For the whole of a post.
+/// For the whole of a small call.
 const TOTAL_SECONDS: u64 = 10;
 /// Idle connections kept per host; webhooks of one receiver come in bursts.
 const IDLE_PER_HOST: usize = 4;
@@ -105,6 +105,29 @@ impl Egress {
             Err(error) => Err(sorted(error)),
         }
     }
+
+    /// The status, whichever it is, and the body of at most `limit_bytes`.
+    pub async fn get(
+        &self,
+        url: &str,
+        headers: &[(&str, String)],
+        limit_bytes: usize,
+    ) -> Result<(u16, Vec<u8>), EgressError> {
+        let request = self.client.get(check(url, &self.rules)?);
+        let mut request = request.timeout(Duration::from_secs(TOTAL_SECONDS));
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let mut answer = request.send().await.map_err(sorted)?;
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(sorted)? {
+            if body.len() + piece.len() > limit_bytes {
+                return Err(EgressError::TooLong { limit: limit_bytes as u64 });
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok((answer.status().as_u16(), body))
+    }
 }
 
 /// Resolves with the system's resolver and lets only allowed addresses through to the connector.
@@ -194,6 +217,18 @@ mod tests {
         assert!(said.starts_with("post /hook http/1.1\r\n"), "{said}");
         assert!(said.contains("webhook-id: msg_1\r\n"), "{said}");
         assert!(said.contains(concat!("user-agent: pinion/", env!("CARGO_PKG_VERSION"), "\r\n")), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_get_gives_status_and_body_and_no_more_than_was_asked_for() {
+        let (url, mut hear) = receiver("HTTP/1.1 401 Unauthorized\r\ncontent-length: 5\r\n\r\nhello").await;
+        let egress = Egress::new(HERE).unwrap();
+        let headers = [("authorization", "Bearer r8_a".to_owned())];
+        assert_eq!(egress.get(&url, &headers, 5).await.unwrap(), (401, b"hello".to_vec()));
+        let said = hear.recv().await.unwrap().to_lowercase();
+        assert!(said.starts_with("get /hook") && said.contains("authorization: bearer r8_a\r\n"), "{said}");
+        let refused = egress.get(&url, &[], 4).await.unwrap_err();
+        assert_eq!(refused.to_string(), "is longer than 4 bytes, which is the limit");
     }
 
     #[tokio::test]

@@ -51,7 +51,6 @@ fn walk(schema: &Value, value: &Value, at: String, found: &mut Vec<String>) {
 mod tests {
     use serde_json::json;
 
-    use super::*;
     use crate::{ModelSchema, Output};
 
     fn given(output: Output) -> ModelSchema {
