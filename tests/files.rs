@@ -158,7 +158,8 @@ fn python_sends_names_and_reads_files() {
         if has_files {
             says(&out, "created a talk.wav audio/x-wav 5 {'customer': 123}");
             says(&out, &format!("named {HEARD}"));
-            says(&out, "deleted True False");
+            says(&out, "deleted True");
+            says(&out, "detail: File not found");
             assert!(out.contains("there is no such file; it was deleted or has expired"), "{out}");
         }
     }

@@ -16,7 +16,8 @@ console.log("opened", await hear(data)); // uploaded through the Files API by th
 console.log("blob", await hear(new Blob([data], { type: "audio/wav" })));
 const image = await replicate.run("files/one", { input: { ...paint, gives: "one" } });
 console.log("waited", await content(image));
-await writeFile(process.argv[3], image);
+// The content of a file is a stream, read once.
+await writeFile(process.argv[3], await replicate.run("files/one", { input: { ...paint, gives: "one" } }));
 console.log("written", await readFile(process.argv[3], "utf8"));
 const polled = await replicate.run("files/one", { input: { ...paint, gives: "one" }, wait: { mode: "poll" } });
 console.log("polled", await content(polled));

@@ -30,14 +30,15 @@ p = replicate.predictions.create(model="files/one", input={**paint, "gives": "on
 p.wait()
 print("polled", content(p.output))
 
-if hasattr(replicate, "files"):
+if hasattr(replicate.files, "create"):  # 0.31: a module of another purpose
     file = replicate.files.create(path, metadata={"customer": 123})
     print("created", file.name, file.content_type, file.size, file.metadata)
     assert replicate.files.get(file.id) == file
     assert file.id in [f.id for f in replicate.files.list()]
     print("named", hear(file.urls["get"]))
-    print("deleted", replicate.files.delete(file.id), replicate.files.delete(file.id))
-    try:
-        hear(file.urls["get"])
-    except Exception as error:
-        print("gone", error)
+    print("deleted", replicate.files.delete(file.id))
+    for use in (lambda: replicate.files.get(file.id), lambda: hear(file.urls["get"])):
+        try:
+            use()
+        except Exception as error:
+            print("gone", error)
