@@ -156,7 +156,10 @@ fn python_sends_names_and_reads_files() {
         says(&out, "polled hello");
         assert_eq!(out.contains("created "), has_files, "{version}: {out}");
         if has_files {
-            says(&out, "created a talk.wav audio/x-wav 5 {'customer': 123}");
+            // What a wav file's type is called depends on the machine's tables.
+            let created =
+                |line: &str| line.starts_with("created a talk.wav audio/") && line.ends_with(" 5 {'customer': 123}");
+            assert!(out.lines().any(created), "{out}");
             says(&out, &format!("named {HEARD}"));
             says(&out, "deleted True");
             says(&out, "detail: File not found");

@@ -174,6 +174,10 @@ impl Server {
         let launch = Arc::new(Keeping::new(Arc::new(EchoThread), files.clone(), options.file_seconds, schemas));
         let (inputs, its_feed) = (Arc::new(inputs), feed.clone());
         let dispatch = Dispatch::start_with(store.clone(), its_feed, launch, inputs, settings).await.unwrap();
+        // Its worker has said hello: `/readyz` hangs on that.
+        while !dispatch.health().devices.iter().any(|device| device.worker) {
+            tokio::task::yield_now().await;
+        }
         let served = |index: usize| Served {
             target: "echo".into(),
             names: vec![format!("more/m{index}")],

@@ -103,7 +103,10 @@ async fn server(answer: String) -> String {
 }
 
 fn file(body: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\ncontent-type: audio/flac\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: audio/flac\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 #[tokio::test]
