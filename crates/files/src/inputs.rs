@@ -83,9 +83,7 @@ impl Fetching {
         if let Some((files, id)) = self.files.as_ref().zip(own::id(&uri)) {
             match files.get(&id).await.map_err(|error| error.to_string())? {
                 Some(file) => {
-                    let ending =
-                        kinds::of_name(&file.name).or_else(|| kinds::of_type(&file.content_type).map(str::to_owned));
-                    let path = place.path(&with_ending(field, ending));
+                    let path = place.path(&local_name(field, &file.name, &file.content_type));
                     link(&files.path(&file), &path).await.map_err(|error| format!("{shown}: {error}"))?;
                     return Ok(path);
                 }
@@ -103,9 +101,7 @@ impl Fetching {
         // Megabytes of base64 are work for a thread that may block.
         let decoded = tokio::task::spawn_blocking(move || egress::data(&uri, limit)).await;
         let data = decoded.map_err(|error| error.to_string())?.map_err(|error| format!("the data URI {error}"))?;
-        let ending = data.name.as_deref().and_then(kinds::of_name);
-        let path =
-            place.path(&with_ending(field, ending.or_else(|| kinds::of_type(&data.content_type).map(str::to_owned))));
+        let path = place.path(&local_name(field, data.name.as_deref().unwrap_or_default(), &data.content_type));
         tokio::fs::write(&path, data.bytes).await.map_err(|error| error.to_string())?;
         Ok(path)
     }
@@ -125,9 +121,8 @@ impl Fetching {
         let mut progress = Progress::new(field, &**say);
         let fetched = self.egress.fetch(url, &limits, &mut file, |got, all| progress.came(got, all)).await;
         let fetched = fetched.map_err(|error| error.to_string())?;
-        let ending = fetched.name.as_deref().and_then(kinds::of_name);
-        let ending = ending.or_else(|| fetched.content_type.as_deref().and_then(kinds::of_type).map(str::to_owned));
-        let path = place.path(&with_ending(field, ending));
+        let (name, content_type) = (fetched.name.unwrap_or_default(), fetched.content_type.unwrap_or_default());
+        let path = place.path(&local_name(field, &name, &content_type));
         tokio::fs::rename(&coming, &path).await.map_err(|error| error.to_string())?;
         Ok(path)
     }
@@ -161,8 +156,9 @@ async fn link(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-fn with_ending(field: &str, ending: Option<String>) -> String {
-    ending.map_or_else(|| field.to_owned(), |ending| format!("{field}.{ending}"))
+/// A model may choose its reader by the end of a name; nothing else of the caller's name gets here.
+fn local_name(field: &str, name: &str, content_type: &str) -> String {
+    kinds::ending(name, content_type).map_or_else(|| field.to_owned(), |ending| format!("{field}.{ending}"))
 }
 
 /// What is behind the `?` of a URL is often a key.

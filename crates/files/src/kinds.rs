@@ -43,10 +43,15 @@ pub fn of_type(content_type: &str) -> Option<&'static str> {
 }
 
 /// The end of a name, if it is one.
-pub fn of_name(name: &str) -> Option<String> {
+fn of_name(name: &str) -> Option<String> {
     let (stem, ending) = name.rsplit_once('.')?;
     let plain = !stem.is_empty() && (1..=ENDING_CHARACTERS).contains(&ending.len());
     (plain && ending.bytes().all(|byte| byte.is_ascii_alphanumeric())).then(|| ending.to_ascii_lowercase())
+}
+
+/// The end for a copy of a file: its name's, else its type's.
+pub fn ending(name: &str, content_type: &str) -> Option<String> {
+    of_name(name).or_else(|| of_type(content_type).map(str::to_owned))
 }
 
 /// A name that can stand in a URL and in a folder as it is; none if nothing is left of it.
