@@ -85,6 +85,19 @@ impl Rows {
         self.wanted.push(self.tokens.len() as u32 - 1);
     }
 
+    /// Where the rows stand.
+    pub fn places(&self) -> Result<Places<'_>> {
+        self.placed(&self.sequences, &self.positions)
+    }
+
+    fn placed<'a>(&'a self, sequences: &'a [u32], positions: &'a [u32]) -> Result<Places<'a>> {
+        Places::new(sequences, positions, &self.starts, &self.blocks).map_err(Error::msg)
+    }
+
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
@@ -112,11 +125,10 @@ impl Net {
     /// Logits `[wanted, vocabulary]`. Keys and values of every row are in the cache afterwards.
     pub fn forward(&self, rows: &Rows, cache: &mut Cache) -> Result<Option<Tensor>> {
         let Config { heads, kv_heads, head_dim, norm_eps, .. } = self.config;
-        let Rows { tokens, wanted, starts, blocks, .. } = rows;
+        let Rows { tokens, wanted, .. } = rows;
         let pick = |all: &[u32]| -> Vec<u32> { wanted.iter().map(|&row| all[row as usize]).collect() };
         let (last_sequences, last_positions) = (pick(&rows.sequences), pick(&rows.positions));
-        let place = |sequences, positions| Places::new(sequences, positions, starts, blocks).map_err(Error::msg);
-        let mut places = place(&rows.sequences, &rows.positions)?;
+        let mut places = rows.places()?;
         let pool = &self.pool;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let norm = |x: &Tensor, weight: &Tensor| op::rms_norm(x, weight, norm_eps, pool);
@@ -135,7 +147,7 @@ impl Net {
                 }
                 let ids = Tensor::new(wanted.as_slice(), &self.device)?;
                 (q, x) = (q.contiguous()?.index_select(&ids, 0)?, x.index_select(&ids, 0)?);
-                places = place(&last_sequences, &last_positions)?;
+                places = rows.placed(&last_sequences, &last_positions)?;
             }
             let q = op::rope(&q, &cache.rope, places.positions(), pool)?;
             let seen = op::attention(&q, kv, &places, scale)?;
