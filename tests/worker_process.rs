@@ -216,7 +216,8 @@ fn a_worker_refuses_a_server_of_another_build_in_a_sentence() {
     child.arg("worker").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = child.spawn().unwrap();
     let mut to = Writer::new(child.stdin.take().unwrap());
-    to.put(&ToWorker::Hello(Hello { build: "0.0.0".into(), device: "cpu".into() })).unwrap();
+    to.put(&ToWorker::Hello(Hello { build: "0.0.0".into(), device: "cpu".into(), name: String::new(), memory: None }))
+        .unwrap();
     to.flush().unwrap();
     let mut from = Reader::new(child.stdout.take().unwrap());
     assert!(matches!(from.receive().unwrap(), Some(FromWorker::Hello(hello)) if hello.build != "0.0.0"));

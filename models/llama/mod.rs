@@ -7,13 +7,16 @@
 mod bench;
 mod blocks;
 mod config;
+mod files;
 pub mod golden;
 mod input;
+mod needs;
 mod net;
 mod pipeline;
 mod running;
 mod sampler;
 mod schedule;
+mod synth;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -34,4 +37,5 @@ pub const ENTRY: crate::Entry = crate::Entry {
     manifest: include_str!("cog.yaml"),
     bench: bench::run,
     golden: golden::compare,
+    synth: synth::SHAPES,
 };

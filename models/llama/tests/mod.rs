@@ -5,9 +5,11 @@ mod engine;
 mod events;
 mod gguf;
 mod goldens;
+mod needs;
 mod refusals;
 mod schedule;
 mod smollm2;
+mod synth;
 
 use std::path::{Path, PathBuf};
 
