@@ -6,6 +6,7 @@
 mod core;
 mod health;
 mod hear;
+mod lease;
 mod link;
 mod live;
 mod lose;

@@ -2,6 +2,7 @@
 //! in a loaded model if there is one, else a load, else the room for a load. Who comes later does not take what an older
 //! one waits for.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use prediction::frame::ToWorker;
@@ -119,16 +120,15 @@ impl Core {
             return;
         }
         let bytes = there.bytes.unwrap_or(0);
-        let free = |place: &usize| match self.places[*place].free() {
-            Some(free) => (free >= bytes).then_some(free),
-            None => Some(u64::MAX),
-        };
-        let open = self.open_places(target).into_iter();
-        let open = open.filter(|&place| {
+        let open = self.open_places(target).into_iter().filter(|&place| {
             let there = &self.places[place];
             claims[place].is_none() && there.is_settled() && !there.models.contains_key(target)
         });
-        if let Some((_, place)) = open.filter_map(|place| Some((free(&place)?, place))).max() {
+        let fits = open.filter_map(|place| {
+            let free = self.places[place].free();
+            free.is_none_or(|free| free >= bytes).then_some((Reverse(free.unwrap_or(u64::MAX)), place))
+        });
+        if let Some((_, place)) = fits.min() {
             self.load(target, place);
         }
     }
@@ -243,12 +243,14 @@ impl Core {
 
     fn load(&mut self, target: &str, place: usize) {
         let Some(there) = self.targets.get_mut(target) else { return };
-        there.wanted = false;
-        there.waits = None;
+        (there.wanted, there.waits) = (false, None);
+        let copied = self.places.iter().any(|place| place.models.contains_key(target));
         let at = &mut self.places[place];
         let spec = LoadSpec { device: at.device.clone(), ..there.served.spec.clone() };
         let room = at.free();
         let promised = there.bytes.or(room).unwrap_or(0);
+        // Of several copies one is enough to be pinned.
+        let pinned = there.served.pinned && !copied;
         at.models.insert(
             target.to_owned(),
             Resident {
@@ -256,7 +258,7 @@ impl Core {
                 bytes: room.map_or(promised, |room| promised.min(room)),
                 active: 0,
                 last_used: Instant::now(),
-                pinned: there.served.pinned,
+                pinned,
             },
         );
         at.tell(ToWorker::Load { spec, room_bytes: room });

@@ -225,6 +225,11 @@ impl Bench {
         tokio::time::timeout(PATIENCE, self.workers.recv()).await.expect("no worker").expect("dispatch is there")
     }
 
+    /// A worker that waits to be played.
+    pub fn launched_already(&mut self) -> Option<Puppet> {
+        self.workers.try_recv().ok()
+    }
+
     pub async fn submit_to(&self, target: &str, id: &str) {
         self.dispatch.submit(request_for(target, id)).await.unwrap();
     }
