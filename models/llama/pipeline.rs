@@ -22,7 +22,7 @@ use super::tokenizer::Tokenizer;
 use super::weights::Opened;
 
 /// Where the deployment names none.
-pub const DEFAULT_CONCURRENCY: usize = 8;
+pub const DEFAULT_CONCURRENCY: usize = 16;
 /// Where the deployment names none, the model's own context up to this many positions.
 pub const DEFAULT_CONTEXT_TOKENS: usize = 8192;
 /// The cache has room for so many positions, or for one whole context if that is more, unless everybody's whole context
