@@ -40,7 +40,9 @@ fn first_token(model: &mut dyn Loaded, prompt: String) -> (Duration, u64) {
     model.admit(job("one", prompt, 2)).expect("it fits");
     while model.active() > 0 {
         let step = model.step(&mut |_, event| match event {
-            Event::Output(_) => drop(first.get_or_insert_with(|| began.elapsed())),
+            Event::Output(_) => {
+                first.get_or_insert_with(|| began.elapsed());
+            }
             Event::Metric { name, value } if name == "input_token_count" => read = value.as_u64().unwrap_or(0),
             _ => (),
         });
@@ -91,7 +93,11 @@ fn engine(criterion: &mut Criterion) {
     println!("median ratio {:.1}", pairs[2].0 / pairs[2].1);
     for requests in [REQUESTS; 3] {
         let seconds = all(&mut *model, requests).as_secs_f64();
-        println!("{requests} requests: {:.0} tokens/s, resident {:.0} MB", (requests * TOKENS) as f64 / seconds, resident_mb());
+        println!(
+            "{requests} requests: {:.0} tokens/s, resident {:.0} MB",
+            (requests * TOKENS) as f64 / seconds,
+            resident_mb()
+        );
     }
     drop(model);
 
@@ -114,7 +120,8 @@ fn engine(criterion: &mut Criterion) {
         })
     });
     drop(model);
-    for (name, requests, concurrency) in [("8 requests at once", 8, Some(8)), ("200 requests at once", REQUESTS, None)] {
+    for (name, requests, concurrency) in [("8 requests at once", 8, Some(8)), ("200 requests at once", REQUESTS, None)]
+    {
         let mut model = load(concurrency);
         group.throughput(Throughput::Elements((requests * TOKENS) as u64));
         group.bench_function(name, |bencher| {

@@ -137,8 +137,8 @@ fn over<T: Stored>(q: Queries, store: &Store<T>, places: &Places, y: &mut [f32],
     assert!(q.heads.is_multiple_of(kv_heads) && y.len() == rows * width && q.stride >= width);
     let job = Job { group: q.heads / kv_heads, q, store, places, pool };
     let runs = places.runs((QUERIES / job.group).max(1));
-    let units = runs.len() * kv_heads;
-    if units < UNITS_PER_THREAD * pool.threads() && pool.threads() > 1 {
+    let (units, parts) = (runs.len() * kv_heads, runs.iter().map(|run| job.parts(*run)).sum::<usize>());
+    if parts > runs.len() && units < UNITS_PER_THREAD * pool.threads() && pool.threads() > 1 {
         return PARTS.with_borrow_mut(|parts| job.by_parts(&runs, y, parts));
     }
     let y = Shares::new(y);
@@ -173,7 +173,7 @@ impl<T: Stored> Job<'_, T> {
         let Shape { kv_heads, head_dim: dim, .. } = self.store.shape;
         let width = self.store.value_width();
         // Every part of every run, and its first query among all parts' queries under one head.
-        let mut units = Vec::with_capacity(runs.iter().map(|run| self.parts(*run)).sum());
+        let mut units = Vec::new();
         let mut queries = 0;
         for &run in runs {
             for part in 0..self.parts(run) {
