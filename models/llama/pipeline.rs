@@ -28,8 +28,9 @@ pub const DEFAULT_CONTEXT_TOKENS: usize = 8192;
 /// The cache has room for so many positions, or for one whole context if that is more, unless everybody's whole context
 /// takes less.
 pub const DEFAULT_CACHE_TOKENS: usize = 65_536;
-/// Of the cache, what may be kept of predictions that have ended, so that the same beginning need not be read again.
-const KEPT_SHARE: usize = 8;
+/// Of the cache on the CPU, what may be kept of predictions that have ended, so that the same beginning need not be read
+/// again: 4,096 positions of the default. Elsewhere the whole cache is taken at load and may as well be kept.
+const KEPT_SHARE: usize = 16;
 /// More than anybody's model knows; keeps the cache's size inside 64 bits.
 const MAX_CONTEXT_TOKENS: usize = 1 << 24;
 const MAX_CONCURRENCY: usize = 4096;
@@ -109,6 +110,7 @@ impl Pipeline {
         let chat = words.chat_template.map(|source| Chat::new(source, words.bos, words.eos));
         let chat = chat.transpose().map_err(PredictError::Operator)?;
         let cache = Cache::new(&net, blocks, context, dtype).map_err(device_error)?;
+        let kept = if device.is_cpu() { blocks / KEPT_SHARE } else { blocks };
         let mut ends: Vec<u32> = net.config.ends.iter().copied().chain(tokenizer.usual_ends()).collect();
         ends.sort_unstable();
         ends.dedup();
@@ -128,7 +130,7 @@ impl Pipeline {
             defaults: spec.defaults.clone(),
             seconds_per_row: None,
             slots,
-            schedule: Schedule::new(Blocks::new(blocks, blocks / KEPT_SHARE)),
+            schedule: Schedule::new(Blocks::new(blocks, kept)),
             rows: Rows::default(),
         })
     }

@@ -1,8 +1,7 @@
 //! Leases: what of the store is ours to run, how we hold on to it, and what becomes of what an earlier life, or another
 //! process, left. Refuses to know where it runs.
 
-use prediction::Id;
-use prediction::{Outcome, Timestamp};
+use prediction::{Id, Outcome, Timestamp};
 use store::{Lease, Renewed, StoreError};
 use tokio::time::{Duration, Instant};
 

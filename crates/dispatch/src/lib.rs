@@ -3,6 +3,7 @@
 //!
 //! Refuses to know HTTP, models and how a worker is run: a thread or a process looks the same through a `Link`.
 
+mod bring;
 mod core;
 mod health;
 mod hear;

@@ -65,7 +65,7 @@ impl Core {
                     continue;
                 }
             }
-            self.want_again(&target, &model);
+            self.replace(&target, &model);
         }
         for target in broken {
             self.load_failed(place, &target, &format!("{why} while it loaded the model"));
@@ -74,13 +74,13 @@ impl Core {
     }
 
     /// What was loaded unasked is loaded again, unless there is another copy of it.
-    fn want_again(&mut self, target: &str, lost: &Resident) {
+    fn replace(&mut self, target: &str, lost: &Resident) {
         let Some(there) = self.targets.get_mut(target) else { return };
         let mut copies = self.places.iter_mut().filter_map(|place| place.models.get_mut(target));
         if let Some(copy) = copies.find(|copy| !matches!(copy.state, State::Unloading { .. })) {
             copy.pinned |= lost.pinned;
         } else if !matches!(lost.state, State::Unloading { .. }) {
-            there.wanted |= there.served.pinned || there.served.preload;
+            there.want_again();
         }
     }
 

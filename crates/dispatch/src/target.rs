@@ -54,8 +54,14 @@ impl Waits {
 
 impl Target {
     pub fn new(served: Served) -> Self {
-        let wanted = served.pinned || served.preload;
-        Self { served, queue: VecDeque::new(), bytes: None, wanted, waits: None }
+        let mut new = Self { served, queue: VecDeque::new(), bytes: None, wanted: false, waits: None };
+        new.want_again();
+        new
+    }
+
+    /// If it is there without being asked for, it is to be there again.
+    pub fn want_again(&mut self) {
+        self.wanted |= self.served.pinned || self.served.preload;
     }
 
     /// A size that was heard of: it never needs to be asked for less again.

@@ -208,6 +208,19 @@ async fn a_model_that_does_not_load_on_one_device_is_tried_on_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_loaded_unasked_is_tried_on_the_next_device_too() {
+    for served in [Served { pinned: true, ..served("a") }, Served { preload: true, ..served("a") }] {
+        let (_bench, mut first, mut second) = bench(10, vec![served]).await;
+        first.is_asked_to_load("a").await;
+        first.say(FromWorker::LoadFailed { target: "a".into(), error: PredictError::Operator("no".into()) });
+        second.is_asked_to_load("a").await;
+        second.say(FromWorker::LoadFailed { target: "a".into(), error: PredictError::Operator("no".into()) });
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert!(first.hears_nothing() && second.hears_nothing(), "and then only when it is asked for");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_greets_and_dies_is_not_replaced_in_a_tight_loop() {
     let mut bench = Bench::new().await;
     let began = Instant::now();

@@ -197,8 +197,7 @@ async fn a_fault_at_any_call_into_the_model_ends_every_prediction_once_and_by_th
                 let ended = tokio::time::timeout(PATIENCE, run(fault.clone())).await;
                 let ended = ended.unwrap_or_else(|_| panic!("{kind:?} at call {at}, stays: {stays}: stands still"));
                 check(&fault, &ended);
-                let struck = *fault.struck.lock().unwrap();
-                struck
+                *fault.struck.lock().unwrap()
             });
         }
     }
