@@ -249,8 +249,9 @@ impl Core {
         if self.hopeless(target, now).is_some() {
             return self.set_wanted(target, false);
         }
-        let devices = self.allowed(target).into_iter().map(|place| self.places[place].device.as_str());
-        let waits = Waits::worker(&devices.collect::<Vec<_>>().join(", "));
+        let places: Vec<_> = self.allowed(target).into_iter().map(|place| &self.places[place]).collect();
+        let devices: Vec<&str> = places.iter().map(|place| place.device.as_str()).collect();
+        let waits = Waits::worker(&devices.join(", "), !places.iter().any(|place| place.is_failing()));
         self.wait_for(target, Some(waits));
     }
 

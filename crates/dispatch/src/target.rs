@@ -30,10 +30,11 @@ pub struct Waits {
 }
 
 impl Waits {
-    /// For a worker that is being started: soon over, and not worth a line.
-    pub fn worker(devices: &str) -> Self {
-        let line = format!("a worker on {devices}");
-        Self { about: line.clone(), line, logged: false }
+    /// For a worker that is being started: soon over, and not worth a line unless the ones before did not live either.
+    pub fn worker(devices: &str, ones_before_lived: bool) -> Self {
+        let what = if ones_before_lived { "" } else { ": the ones before did not start or did not live" };
+        let line = format!("a worker on {devices}{what}");
+        Self { about: line.clone(), line, logged: !ones_before_lived }
     }
 
     pub fn device(device: &str, what: &str) -> Self {
