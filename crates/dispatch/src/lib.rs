@@ -87,6 +87,8 @@ impl Dispatch {
         let mut core = Core::new(store.clone(), feed.clone(), launch, settings, said.downgrade(), health.clone());
         core.inputs = inputs;
         core.recover().await?;
+        // Nobody sees a server without devices, however soon they ask.
+        core.show_health();
         tokio::spawn(core.run(hear));
         Ok(Self { core: said, store, feed, health })
     }

@@ -11,6 +11,7 @@ pub mod norm;
 pub mod op;
 pub mod pool;
 pub mod rope;
+pub mod sample;
 pub mod simd;
 pub mod softmax;
 pub mod swiglu;
