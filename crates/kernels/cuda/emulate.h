@@ -135,10 +135,8 @@ inline void fibre_main() {
     for (;;) {
         m.body(m.params);
         Fibre* f = m.now;
-        if (!f->open.empty() || !f->groups.empty()) {
-            f->open.clear();
-            f->groups.clear();
-        }
+        f->open.clear();
+        f->groups.clear();
         f->done = true;
         m.alive--;
         // Those who wait for the block wait no longer for this one.
@@ -245,6 +243,21 @@ inline const char* launch(const char* name, Dim3 grid, uint32_t threads, size_t 
     return nullptr;
 }
 
+/// A copy lands when its group is waited for; until then its place keeps what it had.
+inline void copy_async(void* to, const void* from, uint32_t bytes) { machine().now->open.push_back(Copy{to, from, bytes}); }
+inline void close_copies() {
+    Fibre* f = machine().now;
+    f->groups.push_back(std::move(f->open));
+    f->open.clear();
+}
+inline void wait_for_copies(size_t open) {
+    Fibre* f = machine().now;
+    while (f->groups.size() > open) {
+        for (const Copy& c : f->groups.front()) memcpy(c.to, c.from, c.bytes);
+        f->groups.erase(f->groups.begin());
+    }
+}
+
 inline float half_to_float(uint32_t half) {
     uint32_t exponent = half >> 10 & 31, fraction = half & 1023;
     float sign = half & 0x8000u ? -1.0f : 1.0f;
@@ -303,7 +316,7 @@ inline int __ffs(uint32_t v) { return __builtin_ffs(int(v)); }
 inline float __uint_as_float(uint32_t v) { float f; memcpy(&f, &v, 4); return f; }
 inline uint32_t __float_as_uint(float f) { uint32_t v; memcpy(&v, &f, 4); return v; }
 inline float __expf(float x) { return expf(x); }
-inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-inline float __fdividef(float a, float b) { return a / b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
 template <class V> inline V min(V a, V b) { return b < a ? b : a; }
 template <class V> inline V max(V a, V b) { return a < b ? b : a; }

@@ -31,8 +31,6 @@ DEVICE uint4 quants_of(const Weight& w, int row, int group, int t) {
     return load_once(static_cast<const char*>(w.quants) + (size_t(row) * w.groups + group) * 64 + t * 16);
 }
 
-DEVICE uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
 /// bf16 or f16 as they are.
 template <class T> struct Plain {
     static constexpr int CHUNKS = 1;

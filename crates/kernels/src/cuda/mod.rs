@@ -4,9 +4,11 @@
 //! launch itself (packing of weights, grids, parameters) is in here without that feature too, for the tests: they run the same
 //! source on the CPU, where the hardware is emulated and nothing else.
 
+pub mod attention;
 pub mod call;
 pub mod params;
 pub mod product;
+pub mod rows;
 pub mod weight;
 
 #[cfg(test)]

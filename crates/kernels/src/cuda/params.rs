@@ -75,4 +75,94 @@ params! {
         pub rope: Ptr,
         pub queries: Ptr,
     }
+
+    pub struct Decode {
+        pub cache: Cache,
+        pub queries: Ptr,
+        pub out: Ptr,
+        pub partial: Ptr,
+        pub done: Ptr,
+        pub scale_log2: f32,
+        pub rows: i32,
+    }
+
+    pub struct Prefill {
+        pub cache: Cache,
+        pub queries: Ptr,
+        pub out: Ptr,
+        pub tiles: Ptr,
+        pub scale_log2: f32,
+        pub rows: i32,
+    }
+
+    pub struct Embed {
+        pub table: Weight,
+        pub tokens: Ptr,
+        pub from: Ptr,
+        pub chosen: Ptr,
+        pub stream: Ptr,
+        pub rows: i32,
+        pub k: i32,
+    }
+
+    pub struct Unpack {
+        pub weight: Weight,
+        pub to: Ptr,
+        pub first: i32,
+        pub k: i32,
+    }
+
+    pub struct Norm {
+        pub x: Ptr,
+        pub gamma: Ptr,
+        pub from: Ptr,
+        pub y: Ptr,
+        pub eps: f32,
+        pub k: i32,
+    }
+
+    pub struct Place {
+        pub cache: Cache,
+        pub rope: Ptr,
+        pub y: Ptr,
+        pub queries: Ptr,
+    }
+
+    pub struct Swiglu {
+        pub gate_up: Ptr,
+        pub hidden: Ptr,
+        pub ff: i32,
+        pub rows: i32,
+    }
+
+    /// What a row asks of the choice of its token; lies on the device, an array with one for each row.
+    pub struct Ask {
+        pub seed: u64,
+        /// How many tokens the prediction has drawn before.
+        pub place: u64,
+        /// 1 is off.
+        pub top_p: f64,
+        /// 1 / temperature; 0 is greedy; below 0 the row is not in use.
+        pub by: f32,
+        pub presence: f32,
+        pub frequency: f32,
+        /// 1 is off.
+        pub repetition: f32,
+        /// 0 is off.
+        pub top_k: i32,
+        /// The row of the counts that is this prediction's; below 0 it has no penalties.
+        pub counts: i32,
+        pub first_ban: u32,
+        pub ban_count: u32,
+    }
+
+    pub struct Choose {
+        pub logits: Ptr,
+        pub asks: Ptr,
+        pub counts: Ptr,
+        pub bans: Ptr,
+        pub chosen: Ptr,
+        pub vocabulary: i32,
+        pub rows: i32,
+    }
 }

@@ -1,5 +1,6 @@
 //! Calls of the few-row products (`crates/kernels/cuda/product.cuh` has the floors). Refuses to know the layers of a model.
 
+use super::attention::Paged;
 use super::call::{Call, Element, Gpu};
 use super::params::{self, Ptr};
 use super::weight::{CHUNK, Packing};
@@ -21,6 +22,13 @@ pub struct Matrix {
     pub scales: Ptr,
 }
 
+impl Matrix {
+    pub(super) fn params(&self) -> params::Weight {
+        let Matrix { packing, rows, k, quants, scales } = *self;
+        params::Weight { quants, scales, rows: rows as i32, groups: packing.groups(k) as i32 }
+    }
+}
+
 /// The rows that are multiplied.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {
@@ -34,40 +42,6 @@ impl Input {
     pub fn rows(&self) -> usize {
         match *self {
             Input::Stream { rows, .. } | Input::Ready { rows, .. } => rows,
-        }
-    }
-}
-
-/// How a layer's keys and values lie, and whose rows are written.
-#[derive(Clone, Copy, Debug)]
-pub struct Paged {
-    /// `[blocks, kv_heads, 64, dim]`
-    pub keys: Ptr,
-    /// `[blocks, kv_heads, dim, 64]`
-    pub values: Ptr,
-    /// `[rows, table_blocks]` u32
-    pub tables: Ptr,
-    /// `[rows]` u32; `u32::MAX` where a row is not in use.
-    pub positions: Ptr,
-    pub table_blocks: usize,
-    pub heads: usize,
-    pub kv_heads: usize,
-    /// Of a head; a multiple of 16.
-    pub dim: usize,
-}
-
-impl Paged {
-    pub(super) fn params(&self) -> params::Cache {
-        let int = |v: usize| v as i32;
-        params::Cache {
-            keys: self.keys,
-            values: self.values,
-            tables: self.tables,
-            positions: self.positions,
-            table_blocks: int(self.table_blocks),
-            heads: int(self.heads),
-            kv_heads: int(self.kv_heads),
-            dim: int(self.dim),
         }
     }
 }
@@ -93,9 +67,9 @@ struct Launch {
 }
 
 fn launch(gpu: &Gpu, matrix: &Matrix, input: &Input) -> Launch {
-    let Matrix { packing, rows: out, k, quants, scales } = *matrix;
+    let Matrix { packing, k, .. } = *matrix;
     assert!(k > 0 && k.is_multiple_of(CHUNK), "k is {k}, no multiple of {CHUNK}");
-    let weight = params::Weight { quants, scales, rows: out as i32, groups: packing.groups(k) as i32 };
+    let weight = matrix.params();
     let rows = input.rows();
     assert!((1..=MOST_ROWS).contains(&rows), "{rows} rows; at most {MOST_ROWS}");
     let int = |v: usize| v as i32;

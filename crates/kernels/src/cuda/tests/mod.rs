@@ -1,12 +1,16 @@
 //! The kernels' own source, run on the CPU, against plain f64 references on fresh random inputs. Every failure names its seed.
 
+mod attention;
+mod choose;
 mod products;
+mod rows;
 mod weights;
 
 use half::{bf16, f16};
 
-use super::call::Element;
-use super::emulator::Buffer;
+use super::call::{Call, Element};
+use super::emulator::{Buffer, Emulator, emulator};
+use super::product::Matrix;
 use super::weight::{self, Packed, Packing};
 use crate::testing::Random;
 
@@ -105,6 +109,67 @@ fn sample(random: &mut Random, packing: Packing, element: Element, rows: usize, 
             }
             let packed = weight::scale_rows(packing, &values, rows, k).unwrap();
             Sample { packed, values: values.into_iter().map(f64::from).collect() }
+        }
+    }
+}
+
+/// A weight on the "device".
+struct Placed {
+    quants: Buffer,
+    scales: Buffer,
+    packing: Packing,
+    rows: usize,
+    k: usize,
+}
+
+impl Placed {
+    fn new(packed: &Packed) -> Placed {
+        let Packed { packing, rows, k, .. } = *packed;
+        Placed { quants: Buffer::of(&packed.quants), scales: Buffer::of(&packed.scales), packing, rows, k }
+    }
+
+    fn matrix(&self) -> Matrix {
+        let Placed { packing, rows, k, .. } = *self;
+        Matrix { packing, rows, k, quants: self.quants.ptr(), scales: self.scales.ptr() }
+    }
+}
+
+
+fn normed(x: &[f32], gamma: &[f32], eps: f64) -> Vec<f64> {
+    let k = gamma.len();
+    x.chunks(k)
+        .flat_map(|x| {
+            let mean = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / k as f64;
+            let factor = 1.0 / (mean + eps).sqrt();
+            x.iter().zip(gamma).map(move |(x, g)| f64::from(*x) * factor * f64::from(*g)).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+struct Case<'a> {
+    emulator: Emulator,
+    random: &'a mut Random,
+    element: Element,
+    packing: Packing,
+}
+
+impl Case<'_> {
+    fn name(&self, rows: usize, out: usize, k: usize) -> String {
+        format!("{} {} [{out}, {k}], {rows} rows, seed {}", self.packing.name(), self.element.name(), self.random.seed)
+    }
+
+    fn run(&mut self, call: &Call) {
+        let order = self.random.below(1 << 30) as u64;
+        self.emulator.run(call, order);
+    }
+}
+
+fn each(packings: &[Packing], mut test: impl FnMut(&mut Case)) {
+    let Some(emulator) = emulator() else { return };
+    let mut random = Random::fresh();
+    for element in ELEMENTS {
+        for &packing in packings {
+            test(&mut Case { emulator, random: &mut random, element, packing });
         }
     }
 }

@@ -1,31 +1,11 @@
 //! Products of few rows, in every format, type and fusion.
 
 use super::*;
-use crate::cuda::call::{Call, Gpu};
-use crate::cuda::emulator::{Emulator, GPU, emulator};
+use crate::cuda::attention::Paged;
+use crate::cuda::call::Gpu;
+use crate::cuda::emulator::GPU;
 use crate::cuda::params::Ptr;
-use crate::cuda::product::{self, Input, Matrix, Paged};
-
-/// A weight on the "device".
-struct Placed {
-    quants: Buffer,
-    scales: Buffer,
-    packing: Packing,
-    rows: usize,
-    k: usize,
-}
-
-impl Placed {
-    fn new(packed: &Packed) -> Placed {
-        let Packed { packing, rows, k, .. } = *packed;
-        Placed { quants: Buffer::of(&packed.quants), scales: Buffer::of(&packed.scales), packing, rows, k }
-    }
-
-    fn matrix(&self) -> Matrix {
-        let Placed { packing, rows, k, .. } = *self;
-        Matrix { packing, rows, k, quants: self.quants.ptr(), scales: self.scales.ptr() }
-    }
-}
+use crate::cuda::product::{self, Input};
 
 /// `y[n][m]`, and for each the sum of the magnitudes, which rounding errors are relative to.
 fn reference(w: &[f64], x: &[f64], k: usize) -> Vec<(f64, f64)> {
@@ -39,51 +19,12 @@ fn reference(w: &[f64], x: &[f64], k: usize) -> Vec<(f64, f64)> {
         .collect()
 }
 
-fn normed(x: &[f32], gamma: &[f32], eps: f64) -> Vec<f64> {
-    let k = gamma.len();
-    x.chunks(k)
-        .flat_map(|x| {
-            let mean = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / k as f64;
-            let factor = 1.0 / (mean + eps).sqrt();
-            x.iter().zip(gamma).map(move |(x, g)| f64::from(*x) * factor * f64::from(*g)).collect::<Vec<_>>()
-        })
-        .collect()
-}
-
 /// Awkward on purpose: slices of unequal length, a row that ends within a group, one group for eight warps.
 const SHAPES: [(usize, usize); 5] = [(16, 32), (48, 160), (32, 576), (80, 1184), (16, 4128)];
 
-struct Case<'a> {
-    emulator: Emulator,
-    random: &'a mut Random,
-    element: Element,
-    packing: Packing,
-}
-
-impl Case<'_> {
-    fn name(&self, rows: usize, out: usize, k: usize) -> String {
-        format!("{} {} [{out}, {k}], {rows} rows, seed {}", self.packing.name(), self.element.name(), self.random.seed)
-    }
-
-    fn run(&mut self, call: &Call) {
-        let order = self.random.below(1 << 30) as u64;
-        self.emulator.run(call, order);
-    }
-}
-
-fn each(mut test: impl FnMut(&mut Case)) {
-    let Some(emulator) = emulator() else { return };
-    let mut random = Random::fresh();
-    for element in ELEMENTS {
-        for packing in Packing::ALL {
-            test(&mut Case { emulator, random: &mut random, element, packing });
-        }
-    }
-}
-
 #[test]
 fn add_equals_f64_in_every_format_and_shape() {
-    each(|case| {
+    each(&Packing::ALL, |case| {
         for (out, k) in SHAPES {
             let rows = [1, 2, 7, 8, 9, 17, 32][case.random.below(7)];
             // A matrix may end within a tile.
@@ -106,7 +47,7 @@ fn add_equals_f64_in_every_format_and_shape() {
 
 #[test]
 fn the_head_norms_its_rows_and_equals_f64() {
-    each(|case| {
+    each(&Packing::ALL, |case| {
         for (out, k) in SHAPES {
             let (rows, out) = (1 + case.random.below(8), out + case.random.below(3));
             let sample = sample(case.random, case.packing, case.element, out, k);
@@ -128,7 +69,7 @@ fn the_head_norms_its_rows_and_equals_f64() {
 
 #[test]
 fn gate_up_equals_f64() {
-    each(|case| {
+    each(&Packing::ALL, |case| {
         for (ff, k) in [(8, 32), (24, 160), (40, 576)] {
             for fused in [true, false] {
                 let rows = if fused { 1 + case.random.below(8) } else { 1 + case.random.below(32) };
@@ -204,7 +145,7 @@ impl World {
 
 #[test]
 fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else() {
-    each(|case| {
+    each(&Packing::ALL, |case| {
         for (heads, kv_heads, dim, k, fused) in [(3, 1, 16, 64, true), (4, 2, 64, 96, false), (2, 2, 48, 160, true)] {
             let rows = if fused { 1 + case.random.below(8) } else { 1 + case.random.below(32) };
             let out = (heads + 2 * kv_heads) * dim;
@@ -273,7 +214,7 @@ fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else() {
 
 #[test]
 fn a_row_has_the_same_bits_alone_and_among_others_on_any_grid() {
-    each(|case| {
+    each(&Packing::ALL, |case| {
         let (out, k) = (64, 800);
         let sample = sample(case.random, case.packing, case.element, out, k);
         let placed = Placed::new(&sample.packed);
