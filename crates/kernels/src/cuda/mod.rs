@@ -6,6 +6,11 @@
 
 pub mod attention;
 pub mod call;
+#[cfg(feature = "cuda")]
+pub mod device;
+#[cfg(feature = "cuda")]
+pub mod graph;
+pub mod inputs;
 pub mod params;
 pub mod product;
 pub mod rows;
