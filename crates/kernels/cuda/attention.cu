@@ -3,8 +3,8 @@
 #include "prefill.cuh"
 
 #define ATTENTION(type, Type, dim)                                                  \
-    KERNEL(decode_##type##_##dim, DECODE_THREADS, Decode, decode<Type, dim>)    \
-    KERNEL(prefill_##type##_##dim, PREFILL_THREADS, Prefill, prefill<Type, dim>)
+    KERNEL(decode_##type##_##dim, DECODE_THREADS, 1, Decode, decode<Type, dim>)    \
+    KERNEL(prefill_##type##_##dim, PREFILL_THREADS, 1, Prefill, prefill<Type, dim>)
 
 #ifdef PINION_BF16
 ATTENTION(bf16, Bf16, 64)

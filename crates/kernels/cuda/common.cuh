@@ -6,7 +6,7 @@
 #include "emulate.h"
 #define DEVICE inline
 #define DYNAMIC_SHARED(name) char* name = emulate::machine().shared
-#define KERNEL(name, threads, Params, ...)                                                                       \
+#define KERNEL(name, threads, blocks, Params, ...)                                                               \
     static emulate::Register register_##name(#name, threads, sizeof(Params),                                      \
                                              [](const void* p) { __VA_ARGS__(*static_cast<const Params*>(p)); });
 #else
@@ -15,8 +15,9 @@
 #include <stdint.h>
 #define DEVICE __device__ __forceinline__
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(128) char name[]
-#define KERNEL(name, threads, Params, ...) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p) { __VA_ARGS__(p); }
+/// A kernel of blocks of `threads`, of which a multiprocessor holds `blocks` at once, on one struct.
+#define KERNEL(name, threads, blocks, Params, ...)                                                                     \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p) { __VA_ARGS__(p); }
 #endif
 
 constexpr uint32_t FULL = 0xffffffffu;

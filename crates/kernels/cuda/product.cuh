@@ -29,8 +29,8 @@
 constexpr int PRODUCT_WARPS = 8;
 constexpr int PRODUCT_THREADS = PRODUCT_WARPS * 32;
 static_assert(PRODUCT_THREADS == NORM_THREADS, "a product's block norms rows");
-/// Groups of a row that are loaded together: times two rows, 16-byte loads in flight.
-constexpr int AHEAD = 4;
+/// Blocks that a multiprocessor holds at once, so at most 128 registers a thread.
+constexpr int PRODUCT_BLOCKS = 2;
 
 /// What every product is told. Mirrors `Product` in src/cuda/params.rs.
 struct Product {
@@ -59,6 +59,7 @@ template <class T, bool NORM> DEVICE uint4 x_of(const Product& p, const char* no
 template <class T, template <class> class F, class Op, int TILES, bool NORM>
 DEVICE void product(const typename Op::Params& params) {
     using W = F<T>;
+    constexpr int AHEAD = TILES > 1 ? W::AHEAD / 2 : W::AHEAD;
     DYNAMIC_SHARED(normed);
     __shared__ float parts[2][PRODUCT_WARPS][8 * TILES][16];
     const Product& p = params.product;

@@ -31,9 +31,9 @@ DEVICE uint4 quants_of(const Weight& w, int row, int group, int t) {
     return load_once(static_cast<const char*>(w.quants) + (size_t(row) * w.groups + group) * 64 + t * 16);
 }
 
-/// bf16 or f16 as they are.
+/// bf16 or f16 as they are. `AHEAD` groups of two rows are on their way to a thread at once: as many as registers allow.
 template <class T> struct Plain {
-    static constexpr int CHUNKS = 1;
+    static constexpr int CHUNKS = 1, AHEAD = 4;
     static constexpr bool BLOCK_SCALES = false, BLOCK_OFFSETS = false, ROW_SCALES = false;
     using Read = Raw<1>;
     DEVICE static Read read(const Weight& w, int row, int group, int t) {
@@ -49,7 +49,7 @@ template <class T> struct Plain {
 
 /// Eight bits, two's complement, one f16 scale per 32 values: GGUF's Q8_0.
 template <class T> struct Q8_0 {
-    static constexpr int CHUNKS = 2;
+    static constexpr int CHUNKS = 2, AHEAD = 4;
     static constexpr bool BLOCK_SCALES = true, BLOCK_OFFSETS = false, ROW_SCALES = false;
     using Read = Raw<1>;
     DEVICE static Read read(const Weight& w, int row, int group, int t) {
@@ -69,7 +69,7 @@ DEVICE uint32_t nibbles(const uint4& v, int chunk, int pair) { return word(v, ch
 
 /// Four bits less 8, one f16 scale per 32 values: GGUF's Q4_0.
 template <class T> struct Q4_0 {
-    static constexpr int CHUNKS = 4;
+    static constexpr int CHUNKS = 4, AHEAD = 4;
     static constexpr bool BLOCK_SCALES = true, BLOCK_OFFSETS = false, ROW_SCALES = false;
     using Read = Raw<2>;
     DEVICE static Read read(const Weight& w, int row, int group, int t) {
@@ -92,7 +92,7 @@ template <class T> struct Q4_0 {
 
 /// Four bits, an f16 scale and an f16 offset per 32 values: GGUF's Q4_1.
 template <class T> struct Q4_1 {
-    static constexpr int CHUNKS = 4;
+    static constexpr int CHUNKS = 4, AHEAD = 2;
     static constexpr bool BLOCK_SCALES = true, BLOCK_OFFSETS = true, ROW_SCALES = false;
     using Read = Raw<4>;
     DEVICE static Read read(const Weight& w, int row, int group, int t) {
@@ -111,7 +111,7 @@ template <class T> struct Q4_1 {
 
 /// Eight bits, one f32 scale per row: whole numbers or, with `E4M3`, fp8.
 template <class T, bool E4M3> struct EightBits {
-    static constexpr int CHUNKS = 2;
+    static constexpr int CHUNKS = 2, AHEAD = 4;
     static constexpr bool BLOCK_SCALES = false, BLOCK_OFFSETS = false, ROW_SCALES = true;
     using Read = Raw<1>;
     DEVICE static Read read(const Weight& w, int row, int group, int t) {

@@ -1,17 +1,16 @@
 //! The kernels on the CPU: compiles their source with the machine's C++ compiler, once per test run and kept by its content,
 //! and calls it. Refuses to know what a kernel computes.
 
+use std::cell::UnsafeCell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use super::call::{Call, Gpu};
+use super::call::{Call, Element, Gpu};
+use super::check::{Held, Machine};
 use super::params::Ptr;
-
-/// Odd on purpose: tiles never divide evenly among the blocks.
-pub const GPU: Gpu = Gpu { multiprocessors: 3, shared_bytes_per_block: 100 << 10 };
 
 type Launch = unsafe extern "C" fn(*const c_char, u32, u32, u32, u32, u64, *const c_void, u64, u64) -> *const c_char;
 
@@ -108,62 +107,67 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Runs a call whose addresses are those of `Buffer`s. `seed` is the order in which blocks and threads take turns.
-    pub fn try_run(&self, call: &Call, seed: u64) -> Result<(), String> {
+    /// Runs a call. `order` is the one in which blocks and threads take turns.
+    fn try_run(&self, call: &Call, order: u64) -> Result<(), String> {
         let name = CString::new(call.kernel.as_str()).map_err(|e| e.to_string())?;
         let [x, y, z] = call.grid;
-        // SAFETY: the parameters are of the size that the kernel checks, and every address in them is a buffer's.
+        // SAFETY: the parameters are of the size that the kernel checks, and every address in them is of memory held here.
         unsafe {
             let (params, bytes) = (call.params().cast(), call.params_bytes() as u64);
-            let why = (self.launch)(name.as_ptr(), x, y, z, call.threads, call.shared_bytes.into(), params, bytes, seed);
+            let why = (self.launch)(name.as_ptr(), x, y, z, call.threads, call.shared_bytes.into(), params, bytes, order);
             if why.is_null() { Ok(()) } else { Err(CStr::from_ptr(why).to_string_lossy().into_owned()) }
         }
     }
+}
 
-    pub fn run(&self, call: &Call, seed: u64) {
-        if let Err(why) = self.try_run(call, seed) {
-            panic!("{}, seed {seed}: {why}", call.kernel);
+impl Machine for Emulator {
+    fn gpu(&self) -> Gpu {
+        // Odd on purpose: tiles never divide evenly among the blocks.
+        Gpu { multiprocessors: 3, shared_bytes_per_block: 100 << 10 }
+    }
+
+    fn elements(&self) -> &'static [Element] {
+        &[Element::Bf16, Element::F16]
+    }
+
+    fn hold(&self, content: Vec<u128>) -> Box<dyn Held> {
+        Box::new(Host(content.into_iter().map(UnsafeCell::new).collect()))
+    }
+
+    fn run(&self, call: &Call, order: u64) {
+        if let Err(why) = self.try_run(call, order) {
+            panic!("{}, order {order}: {why}", call.kernel);
         }
     }
 }
 
-/// Memory a kernel may use, between two guards that it may not: reading one gives NaN, writing one fails the test.
-pub struct Buffer {
-    words: Vec<u128>,
-    bytes: usize,
+/// Cells, since kernels write through the address.
+struct Host(Vec<UnsafeCell<u128>>);
+
+impl Held for Host {
+    fn address(&self) -> Ptr {
+        Ptr(self.0.as_ptr() as u64)
+    }
+
+    fn content(&self) -> Vec<u128> {
+        // SAFETY: no kernel runs meanwhile.
+        self.0.iter().map(|word| unsafe { *word.get() }).collect()
+    }
 }
 
-const GUARD_WORDS: usize = 16;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::params::Swiglu;
 
-impl Buffer {
-    /// Filled with NaN: what a kernel forgets to write shows.
-    pub fn poisoned(bytes: usize) -> Buffer {
-        Buffer { words: vec![u128::MAX; bytes.div_ceil(16) + 2 * GUARD_WORDS], bytes }
-    }
-
-    pub fn of<T: Copy>(values: &[T]) -> Buffer {
-        let mut buffer = Buffer::poisoned(size_of_val(values));
-        // SAFETY: plain values, and the buffer is as long.
-        unsafe {
-            let to = buffer.words.as_mut_ptr().add(GUARD_WORDS).cast::<T>();
-            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
-        }
-        buffer
-    }
-
-    pub fn ptr(&self) -> Ptr {
-        Ptr(self.words[GUARD_WORDS..].as_ptr() as u64)
-    }
-
-    /// What is in it now. Checks the guards.
-    pub fn read<T: Copy>(&self) -> Vec<T> {
-        // SAFETY: the bytes of the words, all of them.
-        let all = unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast::<u8>(), self.words.len() * 16) };
-        let (before, after) = (GUARD_WORDS * 16, GUARD_WORDS * 16 + self.bytes);
-        let whole = all[..before].iter().chain(&all[after..]).all(|byte| *byte == 0xff);
-        assert!(whole, "a kernel wrote outside its buffer");
-        // SAFETY: numbers, for which every bit pattern is a value.
-        unsafe { std::slice::from_raw_parts(self.words[GUARD_WORDS..].as_ptr().cast::<T>(), self.bytes / size_of::<T>()) }
-            .to_vec()
+    #[test]
+    fn a_call_that_does_not_fit_its_kernel_is_refused() {
+        let Some(emulator) = emulator() else { return };
+        let params = Swiglu { gate_up: Ptr::NONE, hidden: Ptr::NONE, ff: 0, rows: 0 };
+        let run = |kernel: &str, threads| emulator.try_run(&Call::new(kernel.into(), [1, 1, 1], threads, 0, params), 1);
+        assert_eq!(run("swiglu_f16", 256), Ok(()));
+        assert_eq!(run("swiglu_f8", 256).unwrap_err(), "no kernel is called swiglu_f8");
+        assert_eq!(run("swiglu_f16", 64).unwrap_err(), "the kernel has 256 threads, not 64");
+        assert_eq!(run("norm_f16", 256).unwrap_err(), "the parameters are 40 bytes, not 24");
     }
 }

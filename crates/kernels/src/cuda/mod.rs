@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod call;
+pub mod check;
 #[cfg(feature = "cuda")]
 pub mod device;
 #[cfg(feature = "cuda")]
@@ -18,5 +19,3 @@ pub mod weight;
 
 #[cfg(test)]
 mod emulator;
-#[cfg(test)]
-mod tests;

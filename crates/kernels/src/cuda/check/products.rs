@@ -3,9 +3,9 @@
 use super::*;
 use crate::cuda::attention::Paged;
 use crate::cuda::call::Gpu;
-use crate::cuda::emulator::GPU;
 use crate::cuda::params::Ptr;
 use crate::cuda::product::{self, Input};
+use crate::cuda::rows;
 
 /// `y[n][m]`, and for each the sum of the magnitudes, which rounding errors are relative to.
 fn reference(w: &[f64], x: &[f64], k: usize) -> Vec<(f64, f64)> {
@@ -22,18 +22,17 @@ fn reference(w: &[f64], x: &[f64], k: usize) -> Vec<(f64, f64)> {
 /// Awkward on purpose: slices of unequal length, a row that ends within a group, one group for eight warps.
 const SHAPES: [(usize, usize); 5] = [(16, 32), (48, 160), (32, 576), (80, 1184), (16, 4128)];
 
-#[test]
-fn add_equals_f64_in_every_format_and_shape() {
-    each(&Packing::ALL, |case| {
+pub fn add_equals_f64_in_every_format_and_shape(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
         for (out, k) in SHAPES {
             let rows = [1, 2, 7, 8, 9, 17, 32][case.random.below(7)];
             // A matrix may end within a tile.
             let out = out - case.random.below(12);
             let sample = sample(case.random, case.packing, case.element, out, k);
-            let placed = Placed::new(&sample.packed);
+            let placed = Placed::new(case, &sample.packed);
             let (x, before) = (case.random.normal(rows * k), case.random.normal(rows * out));
-            let (input, stream) = (case.element.buffer(&x), Buffer::of(&before));
-            case.run(&product::add(&GPU, case.element, &placed.matrix(), input.ptr(), rows, stream.ptr()));
+            let (input, stream) = (case.reals(&x), case.of(&before));
+            case.run(&product::add(&case.machine.gpu(), case.element, &placed.matrix(), input.ptr(), rows, stream.ptr()));
             let x: Vec<f64> = x.iter().map(|v| case.element.round(*v)).collect();
             let expected = reference(&sample.values, &x, k);
             for ((got, before), (y, size)) in stream.read::<f32>().into_iter().zip(before).zip(expected) {
@@ -45,18 +44,17 @@ fn add_equals_f64_in_every_format_and_shape() {
     });
 }
 
-#[test]
-fn the_head_norms_its_rows_and_equals_f64() {
-    each(&Packing::ALL, |case| {
+pub fn the_head_norms_its_rows_and_equals_f64(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
         for (out, k) in SHAPES {
             let (rows, out) = (1 + case.random.below(8), out + case.random.below(3));
             let sample = sample(case.random, case.packing, case.element, out, k);
-            let placed = Placed::new(&sample.packed);
+            let placed = Placed::new(case, &sample.packed);
             let (x, gamma) = (case.random.normal(rows * k), case.random.normal(k));
-            let (stream, weight) = (Buffer::of(&x), Buffer::of(&gamma));
-            let logits = Buffer::poisoned(rows * out * 4);
+            let (stream, weight) = (case.of(&x), case.of(&gamma));
+            let logits = case.poisoned(rows * out * 4);
             let input = Input::Stream { x: stream.ptr(), gamma: weight.ptr(), eps: 1e-5, rows };
-            case.run(&product::head(&GPU, case.element, &placed.matrix(), &input, logits.ptr()));
+            case.run(&product::head(&case.machine.gpu(), case.element, &placed.matrix(), &input, logits.ptr()));
             let expected = reference(&sample.values, &normed(&x, &gamma, 1e-5), k);
             for (got, (y, size)) in logits.read::<f32>().into_iter().zip(expected) {
                 // Every value of x is rounded once to the element type.
@@ -67,26 +65,25 @@ fn the_head_norms_its_rows_and_equals_f64() {
     });
 }
 
-#[test]
-fn gate_up_equals_f64() {
-    each(&Packing::ALL, |case| {
+pub fn gate_up_equals_f64(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
         for (ff, k) in [(8, 32), (24, 160), (40, 576)] {
             for fused in [true, false] {
                 let rows = if fused { 1 + case.random.below(8) } else { 1 + case.random.below(32) };
                 let sample = sample(case.random, case.packing, case.element, 2 * ff, k);
-                let placed = Placed::new(&sample.packed);
+                let placed = Placed::new(case, &sample.packed);
                 // Small, so that the gates are neither all open nor all closed.
                 let gamma: Vec<f32> = case.random.normal(k).iter().map(|v| v * 0.05).collect();
                 let x = case.random.normal(rows * k);
                 let ready: Vec<f32> = x.iter().map(|v| v * 0.05).collect();
-                let (stream, weight, ready_x) = (Buffer::of(&x), Buffer::of(&gamma), case.element.buffer(&ready));
+                let (stream, weight, ready_x) = (case.of(&x), case.of(&gamma), case.reals(&ready));
                 let input = if fused {
                     Input::Stream { x: stream.ptr(), gamma: weight.ptr(), eps: 1e-6, rows }
                 } else {
                     Input::Ready { x: ready_x.ptr(), rows }
                 };
-                let hidden = Buffer::poisoned(rows * ff * 2);
-                case.run(&product::gate_up(&GPU, case.element, &placed.matrix(), &input, hidden.ptr()));
+                let hidden = case.poisoned(rows * ff * 2);
+                case.run(&product::gate_up(&case.machine.gpu(), case.element, &placed.matrix(), &input, hidden.ptr()));
                 let x = if fused { normed(&x, &gamma, 1e-6) } else { ready.iter().map(|v| case.element.round(*v)).collect() };
                 let y = reference(&sample.values, &x, k);
                 for (i, got) in case.element.read(&hidden).into_iter().enumerate() {
@@ -120,21 +117,21 @@ struct World {
 }
 
 impl World {
-    fn new(random: &mut Random, rows: usize, kv_heads: usize, dim: usize) -> World {
+    fn new(case: &mut Case, rows: usize, kv_heads: usize, dim: usize) -> World {
         let (table_blocks, blocks) = (3, 3 * rows + 2);
         // Every block to one row at most: a shuffled list.
         let mut free: Vec<u32> = (0..blocks as u32).collect();
-        let table: Vec<u32> = (0..rows * table_blocks).map(|_| free.swap_remove(random.below(free.len()))).collect();
-        let mut at: Vec<u32> = (0..rows).map(|_| random.below(64 * table_blocks) as u32).collect();
+        let table: Vec<u32> = (0..rows * table_blocks).map(|_| free.swap_remove(case.random.below(free.len()))).collect();
+        let mut at: Vec<u32> = (0..rows).map(|_| case.random.below(64 * table_blocks) as u32).collect();
         if rows > 2 {
-            at[random.below(rows)] = u32::MAX;
+            at[case.random.below(rows)] = u32::MAX;
         }
         let plane = blocks * kv_heads * 64 * dim * 2;
         World {
-            keys: Buffer::poisoned(plane),
-            values: Buffer::poisoned(plane),
-            tables: Buffer::of(&table),
-            positions: Buffer::of(&at),
+            keys: case.poisoned(plane),
+            values: case.poisoned(plane),
+            tables: case.of(&table),
+            positions: case.of(&at),
             table,
             at,
             blocks,
@@ -143,15 +140,14 @@ impl World {
     }
 }
 
-#[test]
-fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else() {
-    each(&Packing::ALL, |case| {
+pub fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
         for (heads, kv_heads, dim, k, fused) in [(3, 1, 16, 64, true), (4, 2, 64, 96, false), (2, 2, 48, 160, true)] {
             let rows = if fused { 1 + case.random.below(8) } else { 1 + case.random.below(32) };
             let out = (heads + 2 * kv_heads) * dim;
             let sample = sample(case.random, case.packing, case.element, out, k);
-            let placed = Placed::new(&sample.packed);
-            let world = World::new(case.random, rows, kv_heads, dim);
+            let placed = Placed::new(case, &sample.packed);
+            let world = World::new(case, rows, kv_heads, dim);
             let (x, gamma) = (case.random.normal(rows * k), case.random.normal(k));
             let angles: Vec<f32> = (0..192 * dim / 2).map(|_| case.random.uniform() * 6.3).collect();
             let rope: Vec<f32> = angles
@@ -159,17 +155,17 @@ fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else() {
                 .flat_map(|a| a.iter().map(|a| a.cos()).chain(a.iter().map(|a| a.sin())))
                 .collect();
             let (stream, weight, ready, rope) =
-                (Buffer::of(&x), Buffer::of(&gamma), case.element.buffer(&x), Buffer::of(&rope));
+                (case.of(&x), case.of(&gamma), case.reals(&x), case.of(&rope));
             let input = if fused {
                 Input::Stream { x: stream.ptr(), gamma: weight.ptr(), eps: 1e-5, rows }
             } else {
                 Input::Ready { x: ready.ptr(), rows }
             };
-            let queries = Buffer::poisoned(rows * heads * dim * 2);
+            let queries = case.poisoned(rows * heads * dim * 2);
             let (keys, values) = (world.keys.ptr(), world.values.ptr());
             let (tables, positions, table_blocks) = (world.tables.ptr(), world.positions.ptr(), world.table_blocks);
             let cache = Paged { keys, values, tables, positions, table_blocks, heads, kv_heads, dim };
-            case.run(&product::qkv(&GPU, case.element, &placed.matrix(), &input, &cache, rope.ptr(), queries.ptr()));
+            case.run(&product::qkv(&case.machine.gpu(), case.element, &placed.matrix(), &input, &cache, rope.ptr(), queries.ptr()));
 
             let x = if fused { normed(&x, &gamma, 1e-5) } else { x.iter().map(|v| case.element.round(*v)).collect() };
             let y = reference(&sample.values, &x, k);
@@ -212,17 +208,16 @@ fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else() {
     });
 }
 
-#[test]
-fn a_row_has_the_same_bits_alone_and_among_others_on_any_grid() {
-    each(&Packing::ALL, |case| {
+pub fn a_row_has_the_same_bits_alone_and_among_others_on_any_grid(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
         let (out, k) = (64, 800);
         let sample = sample(case.random, case.packing, case.element, out, k);
-        let placed = Placed::new(&sample.packed);
+        let placed = Placed::new(case, &sample.packed);
         let x = case.random.normal(32 * k);
-        let buffer = case.element.buffer(&x);
+        let buffer = case.reals(&x);
         let mut run = |first: usize, rows: usize, multiprocessors: u32| {
-            let stream = Buffer::of(&vec![0f32; rows * out]);
-            let gpu = Gpu { multiprocessors, ..GPU };
+            let stream = case.of(&vec![0f32; rows * out]);
+            let gpu = Gpu { multiprocessors, ..case.machine.gpu() };
             let from: Ptr = buffer.ptr().at(first * k * 2);
             case.run(&product::add(&gpu, case.element, &placed.matrix(), from, rows, stream.ptr()));
             stream.read::<u32>()
@@ -235,9 +230,20 @@ fn a_row_has_the_same_bits_alone_and_among_others_on_any_grid() {
     });
 }
 
-#[test]
-fn what_does_not_fit_a_product_is_refused() {
-    assert!(!product::norms_itself(&GPU, Packing::Plain, 9, 64));
-    assert!(!product::norms_itself(&GPU, Packing::Plain, 8, 8192), "128 kB into 100");
-    assert!(product::norms_itself(&GPU, Packing::Plain, 5, 8192));
+pub fn norming_on_the_way_in_gives_the_bits_of_norming_before(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
+        let (out, k, rows) = (32, 640, 8);
+        let sample = sample(case.random, case.packing, case.element, out, k);
+        let placed = Placed::new(case, &sample.packed);
+        let (x, gamma) = (case.random.normal(rows * k), case.random.normal(k));
+        let (stream, weight, ready) = (case.of(&x), case.of(&gamma), case.poisoned(rows * k * 2));
+        let (fused, apart) = (case.poisoned(rows * out * 4), case.poisoned(rows * out * 4));
+        let gpu = case.machine.gpu();
+        let on_the_way = Input::Stream { x: stream.ptr(), gamma: weight.ptr(), eps: 1e-5, rows };
+        case.run(&product::head(&gpu, case.element, &placed.matrix(), &on_the_way, fused.ptr()));
+        case.run(&rows::norm(case.element, stream.ptr(), weight.ptr(), 1e-5, Ptr::NONE, (rows, k), ready.ptr()));
+        let before = Input::Ready { x: ready.ptr(), rows };
+        case.run(&product::head(&gpu, case.element, &placed.matrix(), &before, apart.ptr()));
+        assert_eq!(fused.read::<u32>(), apart.read::<u32>(), "{}", case.name(rows, out, k));
+    });
 }

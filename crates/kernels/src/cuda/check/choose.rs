@@ -3,28 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::cuda::emulator::Emulator;
-use crate::cuda::params::{Ask, Ptr};
+use crate::cuda::params::Ask;
 use crate::cuda::rows::{self, Choice, IN_PROMPT};
 use crate::math::exp;
 
 const NOBODY: u32 = u32::MAX;
-
-fn greedy() -> Ask {
-    Ask {
-        seed: 0,
-        place: 0,
-        top_p: 1.0,
-        by: 0.0,
-        presence: 0.0,
-        frequency: 0.0,
-        repetition: 1.0,
-        top_k: 0,
-        counts: -1,
-        first_ban: 0,
-        ban_count: 0,
-    }
-}
 
 /// What SplitMix64's finisher makes of a seed and a place.
 fn uniform(seed: u64, place: u64) -> f64 {
@@ -103,7 +86,7 @@ impl Row {
 }
 
 /// Chooses for all rows at once; checks that the counts grew by the choices alone.
-fn run(emulator: Emulator, random: &mut Random, batch: &mut [Row]) -> Vec<u32> {
+fn run(machine: &dyn Machine, random: &mut Random, batch: &mut [Row]) -> Vec<u32> {
     let vocabulary = batch[0].logits.len();
     let (mut logits, mut counts, mut bans, mut asks) = (Vec::<f32>::new(), Vec::<u32>::new(), Vec::<u32>::new(), Vec::new());
     for row in batch.iter_mut() {
@@ -117,11 +100,11 @@ fn run(emulator: Emulator, random: &mut Random, batch: &mut [Row]) -> Vec<u32> {
         }
         asks.push(row.ask);
     }
-    let (logits, asks, bans, counters) = (Buffer::of(&logits), Buffer::of(&asks), Buffer::of(&bans), Buffer::of(&counts));
-    let chosen = Buffer::of(&vec![77u32; batch.len()]);
+    let (logits, asks, bans, counters) = (Buffer::of(machine, &logits), Buffer::of(machine, &asks), Buffer::of(machine, &bans), Buffer::of(machine, &counts));
+    let chosen = Buffer::of(machine, &vec![77u32; batch.len()]);
     let choice =
         Choice { logits: logits.ptr(), asks: asks.ptr(), counts: counters.ptr(), bans: bans.ptr(), chosen: chosen.ptr() };
-    emulator.run(&rows::choose(&choice, batch.len(), vocabulary), random.below(1 << 30) as u64);
+    machine.run(&rows::choose(&choice, batch.len(), vocabulary), random.below(1 << 30) as u64);
     let chosen = chosen.read::<u32>();
     for (row, token) in batch.iter().zip(&chosen) {
         if row.ask.counts >= 0 && *token != NOBODY {
@@ -146,10 +129,8 @@ fn logits(random: &mut Random, vocabulary: usize) -> Vec<f32> {
     logits
 }
 
-#[test]
-fn every_setting_chooses_what_the_rules_say() {
-    let Some(emulator) = emulator() else { return };
-    let mut random = Random::fresh();
+pub fn every_setting_chooses_what_the_rules_say(bench: &mut Bench) {
+    let Bench { machine, random } = bench;
     let mut different = 0;
     for vocabulary in [1, 5, 1000, 1024, 2500, 5003] {
         for _ in 0..6 {
@@ -162,9 +143,9 @@ fn every_setting_chooses_what_the_rules_say() {
                         top_p: [1.0, 1.0, 0.95, 0.5, 0.0, 0.9999][random.below(6)],
                         by: if temperature == 0.0 { 0.0 } else { 1.0 / temperature },
                         top_k: [0, 0, 1, 50, 1024, 1030, 1 << 30][random.below(7)],
-                        ..greedy()
+                        ..Ask::GREEDY
                     };
-                    let mut row = Row::of(logits(&mut random, vocabulary), ask);
+                    let mut row = Row::of(logits(random, vocabulary), ask);
                     if random.below(2) == 0 {
                         for _ in 0..40 {
                             let in_prompt = if random.below(2) == 0 { IN_PROMPT } else { 0 };
@@ -182,7 +163,7 @@ fn every_setting_chooses_what_the_rules_say() {
                     row
                 })
                 .collect();
-            let chosen = run(emulator, &mut random, &mut batch);
+            let chosen = run(*machine, random, &mut batch);
             for (row, token) in batch.iter().zip(chosen) {
                 different += u32::from(token != 0);
                 assert_eq!(token, row.expected(), "{:?} of {vocabulary}, seed {}", row.ask, random.seed);
@@ -192,25 +173,21 @@ fn every_setting_chooses_what_the_rules_say() {
     assert!(different > 100, "the rows chose more than the first token: {different}");
 }
 
-#[test]
-fn a_flat_row_has_more_candidates_than_there_is_room_for() {
-    let Some(emulator) = emulator() else { return };
-    let mut random = Random::fresh();
+pub fn a_flat_row_has_more_candidates_than_there_is_room_for(bench: &mut Bench) {
+    let Bench { machine, random } = bench;
     let flat = |ask: Ask| Row::of(vec![1.5; 6000], ask);
-    let warm = Ask { by: 1.0, top_p: 0.9, seed: random.below(1 << 40) as u64, ..greedy() };
+    let warm = Ask { by: 1.0, top_p: 0.9, seed: random.below(1 << 40) as u64, ..Ask::GREEDY };
     let mut batch = vec![flat(warm), flat(Ask { top_k: 3000, ..warm }), flat(Ask { top_p: 1.0, ..warm })];
-    let chosen = run(emulator, &mut random, &mut batch);
+    let chosen = run(*machine, random, &mut batch);
     let expected: Vec<u32> = batch.iter().map(Row::expected).collect();
     assert_eq!(chosen, expected, "seed {}", random.seed);
 }
 
-#[test]
-fn broken_logits_are_told_and_the_others_go_on() {
-    let Some(emulator) = emulator() else { return };
-    let mut random = Random::fresh();
+pub fn broken_logits_are_told_and_the_others_go_on(bench: &mut Bench) {
+    let Bench { machine, random } = bench;
     let vocabulary = 1500;
     let mut rows: Vec<Row> = (0..6)
-        .map(|i| Row::of(random.normal(vocabulary), Ask { by: if i % 2 == 0 { 0.0 } else { 1.0 }, ..greedy() }))
+        .map(|i| Row::of(random.normal(vocabulary), Ask { by: if i % 2 == 0 { 0.0 } else { 1.0 }, ..Ask::GREEDY }))
         .collect();
     for i in [0, 1] {
         let at = random.below(vocabulary);
@@ -218,22 +195,13 @@ fn broken_logits_are_told_and_the_others_go_on() {
     }
     rows[2].logits.fill(f32::NEG_INFINITY);
     rows[3].logits[700] = f32::INFINITY;
-    let chosen = run(emulator, &mut random, &mut rows);
+    let chosen = run(*machine, random, &mut rows);
     assert_eq!(chosen[..4], [NOBODY; 4], "seed {}", random.seed);
     assert_eq!(chosen[4..], [rows[4].expected(), rows[5].expected()], "seed {}", random.seed);
 }
 
-#[test]
-fn a_row_that_is_not_in_use_keeps_what_it_had() {
-    let Some(emulator) = emulator() else { return };
-    let mut random = Random::fresh();
-    let mut rows = [Row::of(vec![f32::NAN; 40], Ask { by: -1.0, ..greedy() }), Row::of(random.normal(40), greedy())];
-    assert_eq!(run(emulator, &mut random, &mut rows), [77, rows[1].expected()]);
-}
-
-#[test]
-#[should_panic(expected = "a vocabulary of 1048577; at most 1048576")]
-fn a_vocabulary_beyond_two_digits_is_refused() {
-    let none = Choice { logits: Ptr::NONE, asks: Ptr::NONE, counts: Ptr::NONE, bans: Ptr::NONE, chosen: Ptr::NONE };
-    rows::choose(&none, 1, (1 << 20) + 1);
+pub fn a_row_that_is_not_in_use_keeps_what_it_had(bench: &mut Bench) {
+    let Bench { machine, random } = bench;
+    let mut rows = [Row::of(vec![f32::NAN; 40], Ask { by: -1.0, ..Ask::GREEDY }), Row::of(random.normal(40), Ask::GREEDY)];
+    assert_eq!(run(*machine, random, &mut rows), [77, rows[1].expected()]);
 }

@@ -30,7 +30,7 @@ impl World {
             kv_heads,
             keys: Vec::new(),
             values: Vec::new(),
-            cache: (Buffer::poisoned(0), Buffer::poisoned(0)),
+            cache: (case.poisoned(0), case.poisoned(0)),
             tables: Vec::new(),
             table_blocks,
         };
@@ -49,7 +49,7 @@ impl World {
             world.values.push(v.iter().map(|v| case.element.round(*v)).collect());
             world.tables.push(table);
         }
-        world.cache = (Buffer::of(&keys), Buffer::of(&values));
+        world.cache = (case.of(&keys), case.of(&values));
         world
     }
 
@@ -80,10 +80,10 @@ fn decode(case: &mut Case, world: &World, rows: &[Option<(usize, usize)>], queri
     let tables: Vec<u32> =
         rows.iter().flat_map(|row| row.map_or(vec![u32::MAX; table_blocks], |(s, _)| world.tables[s].clone())).collect();
     let positions: Vec<u32> = rows.iter().map(|row| row.map_or(u32::MAX, |(_, p)| p as u32)).collect();
-    let (tables, positions, queries) = (Buffer::of(&tables), Buffer::of(&positions), case.element.buffer(queries));
+    let (tables, positions, queries) = (case.of(&tables), case.of(&positions), case.reals(queries));
     let (partial, done) = attention::decode_scratch(rows.len(), heads, kv_heads, dim);
-    let (partial, done) = (Buffer::poisoned(partial), Buffer::of(&vec![0u32; done / 4]));
-    let out = Buffer::poisoned(rows.len() * heads * dim * 2);
+    let (partial, done) = (case.poisoned(partial), case.of(&vec![0u32; done / 4]));
+    let out = case.poisoned(rows.len() * heads * dim * 2);
     let cache = Paged {
         keys: world.cache.0.ptr(),
         values: world.cache.1.ptr(),
@@ -106,9 +106,8 @@ fn close(case: &Case, got: f64, expected: f64, what: &str) {
     assert!((got - expected).abs() <= allowed, "{got}, not {expected}: {what}, {} seed {}", case.element.name(), case.random.seed);
 }
 
-#[test]
-fn decode_equals_f64_over_scattered_blocks_full_of_nan_elsewhere() {
-    each(&[Packing::Plain], |case| {
+pub fn decode_equals_f64_over_scattered_blocks_full_of_nan_elsewhere(bench: &mut Bench) {
+    each(bench, &[Packing::Plain], |case| {
         for shape in [(1, 1, 64), (6, 2, 64), (8, 2, 128), (16, 1, 64), (9, 3, 128)] {
             let lengths = [1, 2, 31, 33, 64, 65, 200, 2049, 2300];
             let world = World::new(case, shape, &lengths);
@@ -140,9 +139,8 @@ fn decode_equals_f64_over_scattered_blocks_full_of_nan_elsewhere() {
     });
 }
 
-#[test]
-fn a_decoded_row_has_the_same_bits_alone_and_however_its_segments_are_shared_out() {
-    each(&[Packing::Plain], |case| {
+pub fn a_decoded_row_has_the_same_bits_alone_and_however_its_segments_are_shared_out(bench: &mut Bench) {
+    each(bench, &[Packing::Plain], |case| {
         let (heads, dim) = (4, 64);
         let world = World::new(case, (heads, 2, dim), &[700, 130, 2200]);
         let rows = [Some((0, 699)), None, Some((2, 2199)), Some((1, 77))];
@@ -170,9 +168,9 @@ fn prefill(case: &mut Case, world: &World, runs: &[(usize, usize, usize)], queri
     }
     let rows = positions.len();
     let tiles = attention::prefill_tiles(&places, heads, kv_heads);
-    let (tables, positions, queries) = (Buffer::of(&tables), Buffer::of(&positions), case.element.buffer(queries));
-    let (tiles, tile_count) = (Buffer::of(&tiles), tiles.len());
-    let out = Buffer::poisoned(rows * heads * dim * 2);
+    let (tables, positions, queries) = (case.of(&tables), case.of(&positions), case.reals(queries));
+    let (tiles, tile_count) = (case.of(&tiles), tiles.len());
+    let out = case.poisoned(rows * heads * dim * 2);
     let cache = Paged {
         keys: world.cache.0.ptr(),
         values: world.cache.1.ptr(),
@@ -187,9 +185,8 @@ fn prefill(case: &mut Case, world: &World, runs: &[(usize, usize, usize)], queri
     out.read()
 }
 
-#[test]
-fn prefill_equals_f64_for_prompts_side_by_side() {
-    each(&[Packing::Plain], |case| {
+pub fn prefill_equals_f64_for_prompts_side_by_side(bench: &mut Bench) {
+    each(bench, &[Packing::Plain], |case| {
         for shape in [(1, 1, 64), (6, 2, 64), (8, 2, 128), (9, 3, 128)] {
             let world = World::new(case, shape, &[1, 40, 97, 260]);
             let runs = [(1, 0, 40), (0, 0, 1), (3, 130 + case.random.below(30), 100), (2, 60, 37)];
@@ -209,9 +206,8 @@ fn prefill_equals_f64_for_prompts_side_by_side() {
     });
 }
 
-#[test]
-fn a_prompt_has_the_same_bits_however_it_is_cut() {
-    each(&[Packing::Plain], |case| {
+pub fn a_prompt_has_the_same_bits_however_it_is_cut(bench: &mut Bench) {
+    each(bench, &[Packing::Plain], |case| {
         let (heads, dim) = (6, 64);
         let world = World::new(case, (heads, 2, dim), &[170, 20]);
         let queries = case.random.normal(170 * heads * dim);
@@ -226,14 +222,13 @@ fn a_prompt_has_the_same_bits_however_it_is_cut() {
     });
 }
 
-#[test]
-fn placing_a_products_rows_fills_the_cache_that_attention_reads() {
-    each(&[Packing::Plain], |case| {
+pub fn placing_a_products_rows_fills_the_cache_that_attention_reads(bench: &mut Bench) {
+    each(bench, &[Packing::Plain], |case| {
         let (heads, kv_heads, dim) = (4, 2, 64);
         // A cache with nothing in it: the rows bring their own keys and values.
         let mut world = World::new(case, (heads, kv_heads, dim), &[1]);
         let plane = world.cache.0.read::<u16>().len();
-        world.cache = (Buffer::of(&vec![u16::MAX; plane]), Buffer::of(&vec![u16::MAX; plane]));
+        world.cache = (case.of(&vec![u16::MAX; plane]), case.of(&vec![u16::MAX; plane]));
         let n = 70;
         world.tables[0] = vec![1, 0];
         let width = (heads + 2 * kv_heads) * dim;
@@ -241,8 +236,8 @@ fn placing_a_products_rows_fills_the_cache_that_attention_reads() {
         // Angles of 0 turn nothing, so that keys stay what they were.
         let rope: Vec<f32> = (0..n).flat_map(|_| [vec![1f32; dim / 2], vec![0f32; dim / 2]].concat()).collect();
         let (tables, positions) =
-            (Buffer::of(&[1u32, 0].repeat(n)), Buffer::of(&(0..n as u32).collect::<Vec<_>>()));
-        let (y_buffer, rope, queries) = (case.element.buffer(&y), Buffer::of(&rope), Buffer::poisoned(n * heads * dim * 2));
+            (case.of(&[1u32, 0].repeat(n)), case.of(&(0..n as u32).collect::<Vec<_>>()));
+        let (y_buffer, rope, queries) = (case.reals(&y), case.of(&rope), case.poisoned(n * heads * dim * 2));
         let cache = Paged {
             keys: world.cache.0.ptr(),
             values: world.cache.1.ptr(),

@@ -1,16 +1,10 @@
-//! Packing loses nothing that it says it keeps.
+//! What needs no kernel: packing loses nothing that it says it keeps, and what does not fit is refused.
 
 use super::*;
-
-/// The value of an e4m3 byte, by its definition; none for NaN.
-pub fn e4m3_value(byte: u8) -> Option<f32> {
-    let (sign, exponent, fraction) = (if byte & 0x80 == 0 { 1.0 } else { -1.0 }, i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    match (exponent, byte & 0x7f) {
-        (_, 0x7f) => None,
-        (0, _) => Some(sign * fraction / 8.0 * 2f32.powi(-6)),
-        _ => Some(sign * (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7)),
-    }
-}
+use crate::cuda::call::Gpu;
+use crate::cuda::params::Ptr;
+use crate::cuda::product;
+use crate::cuda::rows::{self, Choice};
 
 #[test]
 fn eight_bits_round_to_the_nearest() {
@@ -67,4 +61,19 @@ fn q4_k_becomes_q4_1_within_the_rounding_of_its_scales() {
             assert!((got - expected).abs() <= allowed, "{got}, not {expected}, seed {}", random.seed);
         }
     }
+}
+
+#[test]
+fn what_does_not_fit_a_product_is_refused() {
+    let gpu = Gpu { multiprocessors: 1, shared_bytes_per_block: 100 << 10 };
+    assert!(!product::norms_itself(&gpu, Packing::Plain, 9, 64));
+    assert!(!product::norms_itself(&gpu, Packing::Plain, 8, 8192), "128 kB into 100");
+    assert!(product::norms_itself(&gpu, Packing::Plain, 5, 8192));
+}
+
+#[test]
+#[should_panic(expected = "a vocabulary of 1048577; at most 1048576")]
+fn a_vocabulary_beyond_two_digits_is_refused() {
+    let none = Choice { logits: Ptr::NONE, asks: Ptr::NONE, counts: Ptr::NONE, bans: Ptr::NONE, chosen: Ptr::NONE };
+    rows::choose(&none, 1, (1 << 20) + 1);
 }

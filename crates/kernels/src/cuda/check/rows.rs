@@ -6,14 +6,13 @@ use crate::cuda::rows;
 
 const NOBODY: u32 = u32::MAX;
 
-#[test]
-fn a_row_says_its_token_or_what_an_earlier_row_chose() {
-    each(&Packing::ALL, |case| {
+pub fn a_row_says_its_token_or_what_an_earlier_row_chose(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
         let (vocabulary, k) = (20, [32, 160, 576][case.random.below(3)]);
         let sample = sample(case.random, case.packing, case.element, vocabulary, k);
-        let table = Placed::new(&sample.packed);
-        let (tokens, from) = (Buffer::of(&[3u32, 19, 7, 99]), Buffer::of(&[NOBODY, NOBODY, 1, NOBODY]));
-        let (chosen, stream) = (Buffer::of(&[11u32, 13]), Buffer::poisoned(4 * k * 4));
+        let table = Placed::new(case, &sample.packed);
+        let (tokens, from) = (case.of(&[3u32, 19, 7, 99]), case.of(&[NOBODY, NOBODY, 1, NOBODY]));
+        let (chosen, stream) = (case.of(&[11u32, 13]), case.poisoned(4 * k * 4));
         let feed = (from.ptr(), chosen.ptr());
         case.run(&rows::embed(case.element, &table.matrix(), 4, tokens.ptr(), feed, stream.ptr()));
         let got = stream.read::<f32>();
@@ -27,13 +26,12 @@ fn a_row_says_its_token_or_what_an_earlier_row_chose() {
     });
 }
 
-#[test]
-fn an_unpacked_weight_is_the_weight_rounded_once() {
-    each(&Packing::ALL, |case| {
+pub fn an_unpacked_weight_is_the_weight_rounded_once(bench: &mut Bench) {
+    each(bench, &Packing::ALL, |case| {
         let (out, k) = (9, 608);
         let sample = sample(case.random, case.packing, case.element, out, k);
-        let placed = Placed::new(&sample.packed);
-        let plain = Buffer::poisoned(6 * k * 2);
+        let placed = Placed::new(case, &sample.packed);
+        let plain = case.poisoned(6 * k * 2);
         case.run(&rows::unpack(case.element, &placed.matrix(), 3, 6, plain.ptr()));
         for (got, expected) in case.element.read(&plain).into_iter().zip(&sample.values[3 * k..]) {
             let allowed = case.element.epsilon() * expected.abs() + 1e-7;
@@ -42,15 +40,14 @@ fn an_unpacked_weight_is_the_weight_rounded_once() {
     });
 }
 
-#[test]
-fn norm_equals_f64_and_takes_the_rows_it_is_told() {
-    each(&[Packing::Plain], |case| {
+pub fn norm_equals_f64_and_takes_the_rows_it_is_told(bench: &mut Bench) {
+    each(bench, &[Packing::Plain], |case| {
         for k in [32, 96, 4096] {
             let (x, gamma) = (case.random.normal(5 * k), case.random.normal(k));
-            let (stream, weight, from) = (Buffer::of(&x), Buffer::of(&gamma), Buffer::of(&[4u32, 0]));
+            let (stream, weight, from) = (case.of(&x), case.of(&gamma), case.of(&[4u32, 0]));
             let expected = normed(&x, &gamma, 1e-5);
             for list in [Ptr::NONE, from.ptr()] {
-                let y = Buffer::poisoned(2 * k * 2);
+                let y = case.poisoned(2 * k * 2);
                 case.run(&rows::norm(case.element, stream.ptr(), weight.ptr(), 1e-5, list, (2, k), y.ptr()));
                 for (i, got) in case.element.read(&y).into_iter().enumerate() {
                     let row = if list == Ptr::NONE { i / k } else { [4, 0][i / k] };
@@ -63,13 +60,12 @@ fn norm_equals_f64_and_takes_the_rows_it_is_told() {
     });
 }
 
-#[test]
-fn swiglu_equals_f64_also_far_out() {
-    each(&[Packing::Plain], |case| {
+pub fn swiglu_equals_f64_also_far_out(bench: &mut Bench) {
+    each(bench, &[Packing::Plain], |case| {
         let (rows, ff) = (3, 1030);
         let mut x: Vec<f32> = case.random.normal(rows * 2 * ff).iter().map(|v| v * 4.0).collect();
         (x[0], x[1], x[2]) = (-1e4, 1e4, -100.0);
-        let (from, to) = (case.element.buffer(&x), Buffer::poisoned(rows * ff * 2));
+        let (from, to) = (case.reals(&x), case.poisoned(rows * ff * 2));
         case.run(&rows::swiglu(case.element, from.ptr(), rows, ff, to.ptr()));
         for (i, got) in case.element.read(&to).into_iter().enumerate() {
             let at = i / ff * 2 * ff + i % ff;
