@@ -23,34 +23,48 @@ pub fn bucket(rows: usize) -> Option<usize> {
     BUCKETS.into_iter().find(|bucket| *bucket >= rows)
 }
 
-/// The calls of one step, captured.
+/// Calls, captured: one launch for all of them.
+pub struct Captured(CudaGraph);
+
+impl Captured {
+    /// Runs `calls` once, to load what loads lazily, and once more to capture them. They launch on the kernels' stream, and neither
+    /// allocate nor copy.
+    pub fn new(kernels: &Kernels, mut calls: impl FnMut(&Kernels) -> Result<()>) -> Result<Captured> {
+        calls(kernels)?;
+        kernels.synchronize()?;
+        let stream: &Arc<CudaStream> = kernels.stream();
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED).map_err(Error::wrap)?;
+        let captured = calls(kernels);
+        // The capture ends, whatever the calls said; else the stream is of no use to anybody.
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(Error::wrap);
+        captured?;
+        let Some(graph) = graph? else { candle_core::bail!("nothing to capture") };
+        graph.upload().map_err(Error::wrap)?;
+        Ok(Captured(graph))
+    }
+
+    pub fn launch(&self) -> Result<()> {
+        self.0.launch().map_err(Error::wrap)
+    }
+}
+
+/// The calls of one decode step.
 pub struct DecodeGraph {
-    graph: CudaGraph,
+    calls: Captured,
     layout: Layout,
 }
 
 impl DecodeGraph {
-    /// Runs `calls` once, to load what loads lazily, and once more to capture it. It launches on the kernels' stream, allocates and
-    /// copies nothing, and reads its inputs where `layout` puts them in `Exchange::inputs`. What the first run writes (the cache of
-    /// the rows in the inputs, counts) is written: give it inputs with no row in use.
+    /// `calls` read their inputs where `layout` puts them in `Exchange::inputs`. They run once before they are captured: as long as
+    /// nothing was sent, the inputs say that no row is in use, and nothing is written that anybody reads.
     pub fn capture(
         kernels: &Kernels,
+        exchange: &mut Exchange,
         layout: Layout,
         mut calls: impl FnMut(&Kernels, &Layout) -> Result<()>,
     ) -> Result<DecodeGraph> {
-        calls(kernels, &layout)?;
-        kernels.synchronize()?;
-        let stream: &Arc<CudaStream> = kernels.stream();
-        stream
-            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
-            .map_err(Error::wrap)?;
-        let captured = calls(kernels, &layout);
-        // The capture ends, whatever the calls said; else the stream is of no use to anybody.
-        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).map_err(Error::wrap);
-        captured?;
-        let Some(graph) = graph? else { candle_core::bail!("a decode step without calls") };
-        graph.upload().map_err(Error::wrap)?;
-        Ok(DecodeGraph { graph, layout })
+        exchange.send_unused(kernels, &layout)?;
+        Ok(DecodeGraph { calls: Captured::new(kernels, |kernels| calls(kernels, &layout))?, layout })
     }
 
     pub fn layout(&self) -> &Layout {
@@ -118,13 +132,28 @@ impl Exchange {
         self.chosen.ptr()
     }
 
+    fn room_for(&self, layout: &Layout) -> Result<()> {
+        if layout.rows > self.rows || layout.bytes() > self.inputs.bytes() {
+            candle_core::bail!("a step of {} rows; there is room for {}", layout.rows, self.rows);
+        }
+        Ok(())
+    }
+
+    /// Writes inputs with no row in use, and waits for them.
+    fn send_unused(&mut self, kernels: &Kernels, layout: &Layout) -> Result<()> {
+        self.room_for(layout)?;
+        let mut words = vec![0u64; layout.bytes() / 8];
+        layout.inputs(&mut words).clear();
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.inputs.write(kernels, 0, &bytes)?;
+        kernels.synchronize()
+    }
+
     /// Sends off a step: `fill` writes its inputs, which start as "no row in use". Waits for nothing but the copy of the inputs of the
     /// step before the last. At most two steps may be under way: take the tokens of the one before the last first.
     pub fn send(&mut self, kernels: &Kernels, graph: &DecodeGraph, fill: impl FnOnce(&mut Inputs)) -> Result<Sent> {
         let (slot, layout, stream) = (self.next, graph.layout, kernels.stream());
-        if layout.rows > self.rows || layout.bytes() > self.inputs.bytes() {
-            candle_core::bail!("a step of {} rows; there is room for {}", layout.rows, self.rows);
-        }
+        self.room_for(&layout)?;
         self.next ^= 1;
         let up = self.up[slot].ready()?;
         let mut inputs = layout.inputs(up);
@@ -135,7 +164,7 @@ impl Exchange {
         let sent = unsafe { std::slice::from_raw_parts(up.as_ptr().cast::<u8>(), bytes) };
         self.inputs.send(kernels, sent)?;
         self.up[slot].event.record(stream).map_err(Error::wrap)?;
-        graph.graph.launch().map_err(Error::wrap)?;
+        graph.calls.launch()?;
         self.chosen.fetch(kernels, self.down[slot].ready()?, layout.rows * 4)?;
         self.down[slot].event.record(stream).map_err(Error::wrap)?;
         Ok(Sent { slot, rows: layout.rows })
