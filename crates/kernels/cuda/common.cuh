@@ -64,6 +64,33 @@ DEVICE uint4 no_bits() {
     return zero;
 }
 
+/// 16 bytes to shared memory, on their way while the thread goes on; on sm_75 at once.
+DEVICE void copy_async(char* to, const void* from) {
+#ifdef PINION_EMULATE
+    emulate::copy_async(to, from, 16);
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
+#else
+    *reinterpret_cast<uint4*>(to) = load<uint4>(from);
+#endif
+}
+/// Ends a group of copies.
+DEVICE void close_copies() {
+#ifdef PINION_EMULATE
+    emulate::close_copies();
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;");
+#endif
+}
+/// All groups of this thread's copies but the last `OPEN` have landed.
+template <int OPEN> DEVICE void wait_for_copies() {
+#ifdef PINION_EMULATE
+    emulate::wait_for_copies(OPEN);
+#elif __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
+#endif
+}
+
 /// Register `i` of four.
 DEVICE uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 

@@ -30,31 +30,6 @@ struct Prefill {
     int32_t rows;
 };
 
-DEVICE void copy_async(char* to, const void* from) {
-#ifdef PINION_EMULATE
-    emulate::copy_async(to, from, 16);
-#elif __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))), "l"(from));
-#else
-    *reinterpret_cast<uint4*>(to) = load<uint4>(from);
-#endif
-}
-DEVICE void close_copies() {
-#ifdef PINION_EMULATE
-    emulate::close_copies();
-#elif __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;");
-#endif
-}
-/// All groups of this thread's copies but the last `OPEN` have landed.
-template <int OPEN> DEVICE void wait_for_copies() {
-#ifdef PINION_EMULATE
-    emulate::wait_for_copies(OPEN);
-#elif __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
-#endif
-}
-
 template <class T, int DIM> DEVICE void prefill(const Prefill& p) {
     DYNAMIC_SHARED(shared);
     constexpr int PLANE = BLOCK * DIM * 2;

@@ -12,7 +12,7 @@ use kernels::cuda::check::Random;
 use kernels::cuda::device::{Kernels, Memory};
 use kernels::cuda::graph::Captured;
 use kernels::cuda::params::{Ask, Ptr};
-use kernels::cuda::product::{self, FUSED_ROWS, Input, MOST_ROWS, Matrix};
+use kernels::cuda::product::{self, Input, Matrix};
 use kernels::cuda::rows::{self, Choice};
 use kernels::cuda::weight::Packing;
 
@@ -169,12 +169,12 @@ impl Room {
         })
     }
 
-    fn paged(&self, layer: usize, first_row: usize) -> Paged {
+    fn paged(&self, layer: usize) -> Paged {
         Paged {
             keys: self.keys.ptr().at(layer * self.layer_bytes),
             values: self.values.ptr().at(layer * self.layer_bytes),
-            tables: self.tables.ptr().at(first_row * self.table_blocks * 4),
-            positions: self.positions.ptr().at(first_row * 4),
+            tables: self.tables.ptr(),
+            positions: self.positions.ptr(),
             table_blocks: self.table_blocks,
             heads: HEADS,
             kv_heads: KV_HEADS,
@@ -196,21 +196,14 @@ fn step(kernels: &Kernels, element: Element, model: &Model, room: &Room, rows: u
     let gpu = kernels.gpu();
     let mut calls = Vec::new();
     let (stream, ready) = (room.stream.ptr(), room.ready.ptr());
-    // Up to eight rows are normed on the way in; more are normed before, and go through in parts.
-    let fused = rows <= FUSED_ROWS && product::norms_itself(gpu, model.head.packing, rows, HIDDEN);
-    let inputs = |calls: &mut Vec<Call>| -> Vec<(usize, Input)> {
+    // Up to eight rows are normed on the way in, more before.
+    let fused = product::norms_itself(gpu, model.head.packing, rows, HIDDEN);
+    let input = |calls: &mut Vec<Call>| {
         if fused {
-            return vec![(0, Input::Stream { x: stream, gamma: room.ones.ptr(), eps: 1e-5, rows })];
+            return Input::Stream { x: stream, gamma: room.ones.ptr(), eps: 1e-5, rows };
         }
         calls.push(rows::norm(element, stream, room.ones.ptr(), 1e-5, Ptr::NONE, (rows, HIDDEN), ready));
-        let part = |first: usize| Input::Ready { x: ready.at(first * HIDDEN * 2), rows: MOST_ROWS.min(rows - first) };
-        (0..rows).step_by(MOST_ROWS).map(|first| (first, part(first))).collect()
-    };
-    let add = |calls: &mut Vec<Call>, matrix: &Matrix, x: Ptr| {
-        for first in (0..rows).step_by(MOST_ROWS) {
-            let (x, stream) = (x.at(first * matrix.k * 2), stream.at(first * HIDDEN * 4));
-            calls.push(product::add(gpu, element, matrix, x, MOST_ROWS.min(rows - first), stream));
-        }
+        Input::Ready { x: ready, rows }
     };
     let words = room.words.ptr();
     let (tokens, from, chosen) = (words, words.at(rows * 4), words.at(rows * 8));
@@ -218,23 +211,18 @@ fn step(kernels: &Kernels, element: Element, model: &Model, room: &Room, rows: u
     // As many blocks as fill the machine once.
     let segments = (2 * gpu.multiprocessors as usize).div_ceil(rows * KV_HEADS);
     for (layer, [qkv, o, gate_up, down]) in model.layers.iter().enumerate() {
-        for (first, input) in inputs(&mut calls) {
-            let queries = room.queries.ptr().at(first * HEADS * DIM * 2);
-            calls.push(product::qkv(gpu, element, qkv, &input, &room.paged(layer, first), room.rope.ptr(), queries));
-        }
-        let (scratch, seen) = ((room.partial.ptr(), room.done.ptr()), room.seen.ptr());
-        let scale = 1.0 / (DIM as f32).sqrt();
-        let paged = room.paged(layer, 0);
-        calls.push(attention::decode(element, &paged, rows, scale, room.queries.ptr(), scratch, seen, segments));
-        add(&mut calls, o, seen);
-        for (first, input) in inputs(&mut calls) {
-            calls.push(product::gate_up(gpu, element, gate_up, &input, room.hidden.ptr().at(first * FF * 2)));
-        }
-        add(&mut calls, down, room.hidden.ptr());
+        let (paged, queries, seen, hidden) = (room.paged(layer), room.queries.ptr(), room.seen.ptr(), room.hidden.ptr());
+        let normed = input(&mut calls);
+        calls.push(product::qkv(gpu, element, qkv, &normed, &paged, room.rope.ptr(), queries));
+        let (scratch, scale) = ((room.partial.ptr(), room.done.ptr()), 1.0 / (DIM as f32).sqrt());
+        calls.push(attention::decode(element, &paged, rows, scale, queries, scratch, seen, segments));
+        calls.push(product::add(gpu, element, o, seen, rows, stream));
+        let normed = input(&mut calls);
+        calls.push(product::gate_up(gpu, element, gate_up, &normed, hidden));
+        calls.push(product::add(gpu, element, down, hidden, rows, stream));
     }
-    for (first, input) in inputs(&mut calls) {
-        calls.push(product::head(gpu, element, &model.head, &input, room.logits.ptr().at(first * VOCABULARY * 4)));
-    }
+    let normed = input(&mut calls);
+    calls.push(product::head(gpu, element, &model.head, &normed, room.logits.ptr()));
     let choice = Choice { logits: room.logits.ptr(), asks: room.asks.ptr(), counts: Ptr::NONE, bans: Ptr::NONE, chosen };
     calls.push(rows::choose(&choice, rows, VOCABULARY));
     calls
@@ -275,13 +263,13 @@ fn products(kernels: &Kernels, random: &mut Random, element: Element, packing: P
     let head = bytes_of(packing, &[(VOCABULARY, HIDDEN)]);
     let spread = (SPREAD_BYTES.max(2 * head.0), SPREAD_BYTES.max(2 * head.1));
     let arena = Arena::new(kernels, random, packing, element, spread)?;
-    let room = Room::new(kernels, random, MOST_ROWS, 512, 1)?;
+    let room = Room::new(kernels, random, 64, 512, 1)?;
     let gpu = kernels.gpu();
-    for rows in [1, 8, 32] {
+    for rows in [1, 8, 64] {
         let stream = Input::Stream { x: room.stream.ptr(), gamma: room.ones.ptr(), eps: 1e-5, rows };
         let ready = Input::Ready { x: room.ready.ptr(), rows };
         let input = if product::norms_itself(gpu, packing, rows, HIDDEN) { stream } else { ready };
-        let (paged, rope, queries) = (room.paged(0, 0), room.rope.ptr(), room.queries.ptr());
+        let (paged, rope, queries) = (room.paged(0), room.rope.ptr(), room.queries.ptr());
         let call = |name: &str, matrix: &Matrix| match name {
             "qkv" => product::qkv(gpu, element, matrix, &input, &paged, rope, queries),
             "o" => product::add(gpu, element, matrix, room.seen.ptr(), rows, room.stream.ptr()),
@@ -311,7 +299,7 @@ fn attention_and_rows(kernels: &Kernels, random: &mut Random, element: Element, 
         let segments = (2 * kernels.gpu().multiprocessors as usize).div_ceil(rows * KV_HEADS);
         let scratch = (room.partial.ptr(), room.done.ptr());
         let call = |turn: usize| {
-            let paged = room.paged(turn % layers, 0);
+            let paged = room.paged(turn % layers);
             attention::decode(element, &paged, rows, scale, room.queries.ptr(), scratch, room.seen.ptr(), segments)
         };
         let calls: Vec<Call> = (0..TURNS).map(call).collect();
@@ -326,7 +314,7 @@ fn attention_and_rows(kernels: &Kernels, random: &mut Random, element: Element, 
     let positions = Memory::of(kernels, &bytes(&(0..rows as u32).collect::<Vec<_>>()))?;
     let prompt = Memory::of(kernels, &bytes(&(0..rows / 64).map(|block| block as u32).collect::<Vec<_>>().repeat(rows)))?;
     let paged =
-        Paged { tables: prompt.ptr(), positions: positions.ptr(), table_blocks: rows / 64, ..room.paged(0, 0) };
+        Paged { tables: prompt.ptr(), positions: positions.ptr(), table_blocks: rows / 64, ..room.paged(0) };
     let rope = Memory::of(kernels, &bytes(&vec![0.7f32; rows * DIM]))?;
     let (ones, stream, ready) = (room.ones.ptr(), room.stream.ptr(), room.ready.ptr());
     let row_calls = [

@@ -25,7 +25,7 @@ const SHAPES: [(usize, usize); 5] = [(16, 32), (48, 160), (32, 576), (80, 1184),
 pub fn add_equals_f64_in_every_format_and_shape(bench: &mut Bench) {
     each(bench, &Packing::ALL, |case| {
         for (out, k) in SHAPES {
-            let rows = [1, 2, 7, 8, 9, 17, 32][case.random.below(7)];
+            let rows = [1, 2, 7, 8, 9, 17, 65][case.random.below(7)];
             // A matrix may end within a tile.
             let out = out - case.random.below(12);
             let sample = sample(case.random, case.packing, case.element, out, k);
@@ -213,7 +213,7 @@ pub fn a_row_has_the_same_bits_alone_and_among_others_on_any_grid(bench: &mut Be
         let (out, k) = (64, 800);
         let sample = sample(case.random, case.packing, case.element, out, k);
         let placed = Placed::new(case, &sample.packed);
-        let x = case.random.normal(32 * k);
+        let x = case.random.normal(70 * k);
         let buffer = case.reals(&x);
         let mut run = |first: usize, rows: usize, multiprocessors: u32| {
             let stream = case.of(&vec![0f32; rows * out]);
@@ -222,11 +222,12 @@ pub fn a_row_has_the_same_bits_alone_and_among_others_on_any_grid(bench: &mut Be
             case.run(&product::add(&gpu, case.element, &placed.matrix(), from, rows, stream.ptr()));
             stream.read::<u32>()
         };
-        let all = run(0, 32, 1);
-        for row in [0, 5, 31] {
+        let all = run(0, 70, 1);
+        for row in [0, 5, 69] {
             assert_eq!(run(row, 1, 3), all[row * out..][..out]);
         }
         assert_eq!(run(3, 8, 2), all[3 * out..11 * out]);
+        assert_eq!(run(50, 12, 2), all[50 * out..62 * out]);
     });
 }
 
