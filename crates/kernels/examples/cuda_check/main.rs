@@ -69,7 +69,11 @@ fn all() -> Result<usize> {
     let device = Device::new_cuda_with_stream(0)?;
     let kernels = Rc::new(Kernels::load(device.as_cuda_device()?)?);
     let (major, minor) = kernels.capability();
-    println!("{}, compute capability {major}.{minor}, {} multiprocessors", kernels.name(), kernels.gpu().multiprocessors);
+    println!(
+        "{}, compute capability {major}.{minor}, {} multiprocessors",
+        kernels.name(),
+        kernels.gpu().multiprocessors
+    );
     let machine = OnDevice(kernels.clone());
     let mut failed = 0;
     for (name, check) in ALL {

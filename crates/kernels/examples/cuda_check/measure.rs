@@ -61,7 +61,13 @@ struct Arena {
 }
 
 impl Arena {
-    fn new(kernels: &Kernels, random: &mut Random, packing: Packing, element: Element, bytes: (usize, usize)) -> Result<Arena> {
+    fn new(
+        kernels: &Kernels,
+        random: &mut Random,
+        packing: Packing,
+        element: Element,
+        bytes: (usize, usize),
+    ) -> Result<Arena> {
         let block: Vec<u8> = match packing {
             Packing::Plain => random
                 .normal(8 << 20)
@@ -211,7 +217,8 @@ fn step(kernels: &Kernels, element: Element, model: &Model, room: &Room, rows: u
     // As many blocks as fill the machine once.
     let segments = (2 * gpu.multiprocessors as usize).div_ceil(rows * KV_HEADS);
     for (layer, [qkv, o, gate_up, down]) in model.layers.iter().enumerate() {
-        let (paged, queries, seen, hidden) = (room.paged(layer), room.queries.ptr(), room.seen.ptr(), room.hidden.ptr());
+        let (paged, queries, seen, hidden) =
+            (room.paged(layer), room.queries.ptr(), room.seen.ptr(), room.hidden.ptr());
         let normed = input(&mut calls);
         calls.push(product::qkv(gpu, element, qkv, &normed, &paged, room.rope.ptr(), queries));
         let (scratch, scale) = ((room.partial.ptr(), room.done.ptr()), 1.0 / (DIM as f32).sqrt());
@@ -223,7 +230,8 @@ fn step(kernels: &Kernels, element: Element, model: &Model, room: &Room, rows: u
     }
     let normed = input(&mut calls);
     calls.push(product::head(gpu, element, &model.head, &normed, room.logits.ptr()));
-    let choice = Choice { logits: room.logits.ptr(), asks: room.asks.ptr(), counts: Ptr::NONE, bans: Ptr::NONE, chosen };
+    let choice =
+        Choice { logits: room.logits.ptr(), asks: room.asks.ptr(), counts: Ptr::NONE, bans: Ptr::NONE, chosen };
     calls.push(rows::choose(&choice, rows, VOCABULARY));
     calls
 }
@@ -246,7 +254,9 @@ pub fn all(kernels: &Kernels) -> Result<()> {
     }
     attention_and_rows(kernels, &mut random, element, copy)?;
     println!("\nDecode steps at context 512, {}\n", element.name());
-    println!("| weights | layers | batch | ms | tokens/s | weights GB/s | of the copy |\n|---|---|---|---|---|---|---|");
+    println!(
+        "| weights | layers | batch | ms | tokens/s | weights GB/s | of the copy |\n|---|---|---|---|---|---|---|"
+    );
     for packing in Packing::ALL {
         steps(kernels, &mut random, element, packing, copy)?;
     }
@@ -277,7 +287,13 @@ fn products(kernels: &Kernels, random: &mut Random, element: Element, packing: P
             "down" => product::add(gpu, element, matrix, room.hidden.ptr(), rows, room.stream.ptr()),
             _ => product::head(gpu, element, matrix, &input, room.logits.ptr()),
         };
-        let shapes = [("qkv", LAYER[0]), ("o", LAYER[1]), ("gate_up", LAYER[2]), ("down", LAYER[3]), ("head", (VOCABULARY, HIDDEN))];
+        let shapes = [
+            ("qkv", LAYER[0]),
+            ("o", LAYER[1]),
+            ("gate_up", LAYER[2]),
+            ("down", LAYER[3]),
+            ("head", (VOCABULARY, HIDDEN)),
+        ];
         for (name, (out, k)) in shapes {
             let (quants, scales) = packing.bytes(out, k);
             let turns = (SPREAD_BYTES / quants).max(4);
@@ -312,9 +328,9 @@ fn attention_and_rows(kernels: &Kernels, random: &mut Random, element: Element, 
     let runs = attention::prefill_tiles(&[(0, rows)], HEADS, KV_HEADS);
     let tiles = Memory::of(kernels, &bytes(&runs))?;
     let positions = Memory::of(kernels, &bytes(&(0..rows as u32).collect::<Vec<_>>()))?;
-    let prompt = Memory::of(kernels, &bytes(&(0..rows / 64).map(|block| block as u32).collect::<Vec<_>>().repeat(rows)))?;
-    let paged =
-        Paged { tables: prompt.ptr(), positions: positions.ptr(), table_blocks: rows / 64, ..room.paged(0) };
+    let prompt =
+        Memory::of(kernels, &bytes(&(0..rows / 64).map(|block| block as u32).collect::<Vec<_>>().repeat(rows)))?;
+    let paged = Paged { tables: prompt.ptr(), positions: positions.ptr(), table_blocks: rows / 64, ..room.paged(0) };
     let rope = Memory::of(kernels, &bytes(&vec![0.7f32; rows * DIM]))?;
     let (ones, stream, ready) = (room.ones.ptr(), room.stream.ptr(), room.ready.ptr());
     let row_calls = [

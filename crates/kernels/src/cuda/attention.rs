@@ -79,7 +79,8 @@ pub fn decode(
     checked(cache);
     let parts = (cache.heads / cache.kv_heads).div_ceil(DECODE_HEADS);
     let rows_ = rows as i32;
-    let params = params::Decode { cache: cache.params(), queries, out, partial, done, scale_log2: log2(scale), rows: rows_ };
+    let params =
+        params::Decode { cache: cache.params(), queries, out, partial, done, scale_log2: log2(scale), rows: rows_ };
     let grid = [segments.clamp(1, MOST_SEGMENTS) as u32, (cache.kv_heads * parts) as u32, rows as u32];
     Call::new(format!("decode_{}_{}", element.name(), cache.dim), grid, DECODE_THREADS, 0, params)
 }
@@ -97,7 +98,14 @@ pub fn prefill_tiles(runs: &[(usize, usize)], heads: usize, kv_heads: usize) -> 
 
 /// Rows of prompts, each over the positions up to its own, which must be in the cache. `tiles` holds `tile_count` of
 /// `prefill_tiles` on the device.
-pub fn prefill(element: Element, cache: &Paged, scale: f32, queries: Ptr, (tiles, tile_count): (Ptr, usize), out: Ptr) -> Call {
+pub fn prefill(
+    element: Element,
+    cache: &Paged,
+    scale: f32,
+    queries: Ptr,
+    (tiles, tile_count): (Ptr, usize),
+    out: Ptr,
+) -> Call {
     checked(cache);
     let params = params::Prefill { cache: cache.params(), queries, out, tiles, scale_log2: log2(scale), rows: 0 };
     // Keys and values of two blocks.

@@ -21,7 +21,9 @@ impl Call {
         let params_bytes = size_of::<P>();
         let mut words = vec![0u64; params_bytes.div_ceil(8)];
         // SAFETY: `Params` has no padding, and the words are at least as long.
-        unsafe { std::ptr::copy_nonoverlapping((&raw const params).cast::<u8>(), words.as_mut_ptr().cast(), params_bytes) };
+        unsafe {
+            std::ptr::copy_nonoverlapping((&raw const params).cast::<u8>(), words.as_mut_ptr().cast(), params_bytes)
+        };
         Call { kernel, grid, threads, shared_bytes: shared_bytes as u32, params: words, params_bytes }
     }
 

@@ -146,7 +146,15 @@ impl Kernels {
     ///
     /// # Safety
     /// As of `launch`.
-    pub unsafe fn product(&self, element: Element, (rows, k, out): (usize, usize, usize), x: Ptr, w: Ptr, y: Ptr, kind: Out) -> Result<()> {
+    pub unsafe fn product(
+        &self,
+        element: Element,
+        (rows, k, out): (usize, usize, usize),
+        x: Ptr,
+        w: Ptr,
+        y: Ptr,
+        kind: Out,
+    ) -> Result<()> {
         use blas_sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         let of = match element {
             Element::Bf16 => blas_sys::cudaDataType_t::CUDA_R_16BF,

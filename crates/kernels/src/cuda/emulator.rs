@@ -56,12 +56,15 @@ fn build() -> Result<PathBuf, String> {
     }
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let work = tempfile(&library)?;
-    let flags = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-DPINION_EMULATE", "-DPINION_BF16"];
+    let flags =
+        ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-DPINION_EMULATE", "-DPINION_BF16"];
     let sources = files.iter().filter(|f| f.extension().is_some_and(|e| e == "cu" || e == "cpp"));
-    let objects: Vec<PathBuf> = sources.clone().map(|f| work.join(f.file_stem().unwrap_or_default()).with_extension("o")).collect();
+    let objects: Vec<PathBuf> =
+        sources.clone().map(|f| work.join(f.file_stem().unwrap_or_default()).with_extension("o")).collect();
     let mut running = Vec::new();
     for (file, object) in sources.zip(&objects) {
-        let child = Command::new(&compiler).args(flags).args(["-x", "c++", "-c"]).arg(file).arg("-o").arg(object).spawn();
+        let child =
+            Command::new(&compiler).args(flags).args(["-x", "c++", "-c"]).arg(file).arg("-o").arg(object).spawn();
         running.push(child.map_err(|e| format!("{NO_COMPILER}: {compiler}: {e}"))?);
     }
     for mut child in running {
@@ -114,7 +117,8 @@ impl Emulator {
         // SAFETY: the parameters are of the size that the kernel checks, and every address in them is of memory held here.
         unsafe {
             let (params, bytes) = (call.params().cast(), call.params_bytes() as u64);
-            let why = (self.launch)(name.as_ptr(), x, y, z, call.threads, call.shared_bytes.into(), params, bytes, order);
+            let why =
+                (self.launch)(name.as_ptr(), x, y, z, call.threads, call.shared_bytes.into(), params, bytes, order);
             if why.is_null() { Ok(()) } else { Err(CStr::from_ptr(why).to_string_lossy().into_owned()) }
         }
     }

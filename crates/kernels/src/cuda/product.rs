@@ -83,7 +83,15 @@ fn product(gpu: &Gpu, matrix: &Matrix, input: &Input) -> params::Product {
 }
 
 /// The small kernel for what is normed on the way in, or is `few`; else the large one. `tiles` are of 16 weight rows.
-fn call<P: params::Params>(gpu: &Gpu, matrix: &Matrix, (op, element): (&str, Element), tiles: usize, few: Option<usize>, rows: usize, params: P) -> Call {
+fn call<P: params::Params>(
+    gpu: &Gpu,
+    matrix: &Matrix,
+    (op, element): (&str, Element),
+    tiles: usize,
+    few: Option<usize>,
+    rows: usize,
+    params: P,
+) -> Call {
     let name = |kind: &str| format!("{op}_{}_{}_{kind}", matrix.packing.name(), element.name());
     if let Some(shared) = few {
         let grid = (gpu.multiprocessors * BLOCKS_EACH).min(tiles as u32);
@@ -125,7 +133,15 @@ pub fn gate_up(gpu: &Gpu, element: Element, matrix: &Matrix, input: &Input, hidd
 
 /// Queries, turned, of the element type `[rows, heads, dim]`; keys, turned, and values into the cache. `rope` is f32
 /// `[positions, dim]`: a position's cosines, then its sines.
-pub fn qkv(gpu: &Gpu, element: Element, matrix: &Matrix, input: &Input, cache: &Paged, rope: Ptr, queries: Ptr) -> Call {
+pub fn qkv(
+    gpu: &Gpu,
+    element: Element,
+    matrix: &Matrix,
+    input: &Input,
+    cache: &Paged,
+    rope: Ptr,
+    queries: Ptr,
+) -> Call {
     let Paged { heads, kv_heads, dim, .. } = *cache;
     assert!(dim.is_multiple_of(16), "heads of {dim}, no multiple of 16");
     assert_eq!(matrix.rows, (heads + 2 * kv_heads) * dim, "rows of queries, keys and values");

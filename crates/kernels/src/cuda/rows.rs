@@ -15,7 +15,14 @@ pub const IN_PROMPT: u32 = 1 << 31;
 
 /// `stream[row]`, f32, is the table's row of what the row says: `chosen[from[row]]`, or `tokens[row]` where `from` is
 /// `u32::MAX`. A token outside the table is taken as 0.
-pub fn embed(element: Element, table: &Matrix, rows: usize, tokens: Ptr, (from, chosen): (Ptr, Ptr), stream: Ptr) -> Call {
+pub fn embed(
+    element: Element,
+    table: &Matrix,
+    rows: usize,
+    tokens: Ptr,
+    (from, chosen): (Ptr, Ptr),
+    stream: Ptr,
+) -> Call {
     let params =
         params::Embed { table: table.params(), tokens, from, chosen, stream, rows: rows as i32, k: table.k as i32 };
     Call::new(format!("embed_{}_{}", table.packing.name(), element.name()), [rows as u32, 1, 1], THREADS, 0, params)

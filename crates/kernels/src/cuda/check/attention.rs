@@ -75,10 +75,18 @@ impl World {
 const SCALE: f32 = 0.1;
 
 /// Runs rows (sequence, position) with one query each; unused rows are none.
-fn decode(case: &mut Case, world: &World, rows: &[Option<(usize, usize)>], queries: &[f32], segments: usize) -> Vec<u16> {
+fn decode(
+    case: &mut Case,
+    world: &World,
+    rows: &[Option<(usize, usize)>],
+    queries: &[f32],
+    segments: usize,
+) -> Vec<u16> {
     let World { heads, kv_heads, dim, table_blocks, .. } = *world;
-    let tables: Vec<u32> =
-        rows.iter().flat_map(|row| row.map_or(vec![u32::MAX; table_blocks], |(s, _)| world.tables[s].clone())).collect();
+    let tables: Vec<u32> = rows
+        .iter()
+        .flat_map(|row| row.map_or(vec![u32::MAX; table_blocks], |(s, _)| world.tables[s].clone()))
+        .collect();
     let positions: Vec<u32> = rows.iter().map(|row| row.map_or(u32::MAX, |(_, p)| p as u32)).collect();
     let (tables, positions, queries) = (case.of(&tables), case.of(&positions), case.reals(queries));
     let (partial, done) = attention::decode_scratch(rows.len(), heads, kv_heads, dim);
@@ -103,7 +111,12 @@ fn decode(case: &mut Case, world: &World, rows: &[Option<(usize, usize)>], queri
 fn close(case: &Case, got: f64, expected: f64, what: &str) {
     // Weights and the result are rounded to the element type; values are of size 1.
     let allowed = 4.0 * case.element.epsilon() * (1.0 + expected.abs());
-    assert!((got - expected).abs() <= allowed, "{got}, not {expected}: {what}, {} seed {}", case.element.name(), case.random.seed);
+    assert!(
+        (got - expected).abs() <= allowed,
+        "{got}, not {expected}: {what}, {} seed {}",
+        case.element.name(),
+        case.random.seed
+    );
 }
 
 pub fn decode_equals_f64_over_scattered_blocks_full_of_nan_elsewhere(bench: &mut Bench) {
@@ -191,7 +204,8 @@ pub fn prefill_equals_f64_for_prompts_side_by_side(bench: &mut Bench) {
             let world = World::new(case, shape, &[1, 40, 97, 260]);
             let runs = [(1, 0, 40), (0, 0, 1), (3, 130 + case.random.below(30), 100), (2, 60, 37)];
             let (heads, _, dim) = shape;
-            let rows: Vec<(usize, usize)> = runs.iter().flat_map(|&(s, first, n)| (first..first + n).map(move |p| (s, p))).collect();
+            let rows: Vec<(usize, usize)> =
+                runs.iter().flat_map(|&(s, first, n)| (first..first + n).map(move |p| (s, p))).collect();
             let queries = case.random.normal(rows.len() * heads * dim);
             let out = prefill(case, &world, &runs, &queries);
             for (i, out) in out.chunks(dim).enumerate() {
@@ -199,7 +213,12 @@ pub fn prefill_equals_f64_for_prompts_side_by_side(bench: &mut Bench) {
                 let query: Vec<f64> = queries[i * dim..][..dim].iter().map(|v| case.element.round(*v)).collect();
                 let expected = world.expected(sequence, position, i % heads, &query, SCALE.into());
                 for (got, expected) in out.iter().zip(expected) {
-                    close(case, case.element.value(*got), expected, &format!("{shape:?} position {position} of {sequence}"));
+                    close(
+                        case,
+                        case.element.value(*got),
+                        expected,
+                        &format!("{shape:?} position {position} of {sequence}"),
+                    );
                 }
             }
         }
@@ -235,8 +254,7 @@ pub fn placing_a_products_rows_fills_the_cache_that_attention_reads(bench: &mut 
         let y = case.random.normal(n * width);
         // Angles of 0 turn nothing, so that keys stay what they were.
         let rope: Vec<f32> = (0..n).flat_map(|_| [vec![1f32; dim / 2], vec![0f32; dim / 2]].concat()).collect();
-        let (tables, positions) =
-            (case.of(&[1u32, 0].repeat(n)), case.of(&(0..n as u32).collect::<Vec<_>>()));
+        let (tables, positions) = (case.of(&[1u32, 0].repeat(n)), case.of(&(0..n as u32).collect::<Vec<_>>()));
         let (y_buffer, rope, queries) = (case.reals(&y), case.of(&rope), case.poisoned(n * heads * dim * 2));
         let cache = Paged {
             keys: world.cache.0.ptr(),

@@ -44,7 +44,8 @@ fn expected(logits: &[f32], ask: &Ask, seen: &BTreeMap<u32, u32>, bans: &[u32]) 
     if ask.by == 0.0 {
         return l.iter().position(|v| *v == max).unwrap() as u32;
     }
-    let mut kept: Vec<(f32, u32)> = l.iter().map(|v| exp((v - max) * ask.by)).zip(0..).filter(|(w, _)| *w > 0.0).collect();
+    let mut kept: Vec<(f32, u32)> =
+        l.iter().map(|v| exp((v - max) * ask.by)).zip(0..).filter(|(w, _)| *w > 0.0).collect();
     let mass = |kept: &[(f32, u32)]| kept.iter().map(|(w, _)| f64::from(*w)).sum::<f64>();
     let heavier = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
     if ask.top_k > 0 && (ask.top_k as usize) < kept.len() {
@@ -88,7 +89,8 @@ impl Row {
 /// Chooses for all rows at once; checks that the counts grew by the choices alone.
 fn run(machine: &dyn Machine, random: &mut Random, batch: &mut [Row]) -> Vec<u32> {
     let vocabulary = batch[0].logits.len();
-    let (mut logits, mut counts, mut bans, mut asks) = (Vec::<f32>::new(), Vec::<u32>::new(), Vec::<u32>::new(), Vec::new());
+    let (mut logits, mut counts, mut bans, mut asks) =
+        (Vec::<f32>::new(), Vec::<u32>::new(), Vec::<u32>::new(), Vec::new());
     for row in batch.iter_mut() {
         logits.extend(&row.logits);
         (row.ask.first_ban, row.ask.ban_count) = (bans.len() as u32, row.bans.len() as u32);
@@ -100,10 +102,20 @@ fn run(machine: &dyn Machine, random: &mut Random, batch: &mut [Row]) -> Vec<u32
         }
         asks.push(row.ask);
     }
-    let (logits, asks, bans, counters) = (Buffer::of(machine, &logits), Buffer::of(machine, &asks), Buffer::of(machine, &bans), Buffer::of(machine, &counts));
+    let (logits, asks, bans, counters) = (
+        Buffer::of(machine, &logits),
+        Buffer::of(machine, &asks),
+        Buffer::of(machine, &bans),
+        Buffer::of(machine, &counts),
+    );
     let chosen = Buffer::of(machine, &vec![77u32; batch.len()]);
-    let choice =
-        Choice { logits: logits.ptr(), asks: asks.ptr(), counts: counters.ptr(), bans: bans.ptr(), chosen: chosen.ptr() };
+    let choice = Choice {
+        logits: logits.ptr(),
+        asks: asks.ptr(),
+        counts: counters.ptr(),
+        bans: bans.ptr(),
+        chosen: chosen.ptr(),
+    };
     machine.run(&rows::choose(&choice, batch.len(), vocabulary), random.below(1 << 30) as u64);
     let chosen = chosen.read::<u32>();
     for (row, token) in batch.iter().zip(&chosen) {
@@ -202,6 +214,7 @@ pub fn broken_logits_are_told_and_the_others_go_on(bench: &mut Bench) {
 
 pub fn a_row_that_is_not_in_use_keeps_what_it_had(bench: &mut Bench) {
     let Bench { machine, random } = bench;
-    let mut rows = [Row::of(vec![f32::NAN; 40], Ask { by: -1.0, ..Ask::GREEDY }), Row::of(random.normal(40), Ask::GREEDY)];
+    let mut rows =
+        [Row::of(vec![f32::NAN; 40], Ask { by: -1.0, ..Ask::GREEDY }), Row::of(random.normal(40), Ask::GREEDY)];
     assert_eq!(run(*machine, random, &mut rows), [77, rows[1].expected()]);
 }

@@ -163,7 +163,8 @@ impl Buffer {
         let whole = all[..before].iter().chain(&all[after..]).all(|byte| *byte == 0xff);
         assert!(whole, "a kernel wrote outside its buffer");
         // SAFETY: numbers, for which every bit pattern is a value.
-        unsafe { std::slice::from_raw_parts(words[GUARD_WORDS..].as_ptr().cast::<T>(), self.bytes / size_of::<T>()) }.to_vec()
+        unsafe { std::slice::from_raw_parts(words[GUARD_WORDS..].as_ptr().cast::<T>(), self.bytes / size_of::<T>()) }
+            .to_vec()
     }
 }
 
@@ -226,7 +227,8 @@ fn sample(random: &mut Random, packing: Packing, element: Element, rows: usize, 
                 if packing == Packing::Q4_1 {
                     bytes.extend(m.to_le_bytes());
                 }
-                let body: Vec<u8> = (0..if packing == Packing::Q8_0 { 32 } else { 16 }).map(|_| random.below(256) as u8).collect();
+                let body: Vec<u8> =
+                    (0..if packing == Packing::Q8_0 { 32 } else { 16 }).map(|_| random.below(256) as u8).collect();
                 values.extend((0..32).map(|i| match packing {
                     Packing::Q8_0 => d.to_f64() * f64::from(body[i] as i8),
                     _ => {
@@ -280,7 +282,6 @@ impl Placed {
     }
 }
 
-
 fn normed(x: &[f32], gamma: &[f32], eps: f64) -> Vec<f64> {
     let k = gamma.len();
     x.chunks(k)
@@ -333,7 +334,8 @@ fn each(bench: &mut Bench, packings: &[Packing], mut check: impl FnMut(&mut Case
 
 /// The value of an e4m3 byte, by its definition; none for NaN.
 fn e4m3_value(byte: u8) -> Option<f32> {
-    let (sign, exponent, fraction) = (if byte & 0x80 == 0 { 1.0 } else { -1.0 }, i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let (sign, exponent, fraction) =
+        (if byte & 0x80 == 0 { 1.0 } else { -1.0 }, i32::from(byte >> 3 & 15), f32::from(byte & 7));
     match (exponent, byte & 0x7f) {
         (_, 0x7f) => None,
         (0, _) => Some(sign * fraction / 8.0 * 2f32.powi(-6)),

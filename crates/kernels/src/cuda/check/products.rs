@@ -32,13 +32,24 @@ pub fn add_equals_f64_in_every_format_and_shape(bench: &mut Bench) {
             let placed = Placed::new(case, &sample.packed);
             let (x, before) = (case.random.normal(rows * k), case.random.normal(rows * out));
             let (input, stream) = (case.reals(&x), case.of(&before));
-            case.run(&product::add(&case.machine.gpu(), case.element, &placed.matrix(), input.ptr(), rows, stream.ptr()));
+            case.run(&product::add(
+                &case.machine.gpu(),
+                case.element,
+                &placed.matrix(),
+                input.ptr(),
+                rows,
+                stream.ptr(),
+            ));
             let x: Vec<f64> = x.iter().map(|v| case.element.round(*v)).collect();
             let expected = reference(&sample.values, &x, k);
             for ((got, before), (y, size)) in stream.read::<f32>().into_iter().zip(before).zip(expected) {
                 let expected = y + f64::from(before);
                 let allowed = 1e-6 * size + 1e-6 * expected.abs();
-                assert!((f64::from(got) - expected).abs() <= allowed, "{got}, not {expected}: {}", case.name(rows, out, k));
+                assert!(
+                    (f64::from(got) - expected).abs() <= allowed,
+                    "{got}, not {expected}: {}",
+                    case.name(rows, out, k)
+                );
             }
         }
     });
@@ -84,10 +95,15 @@ pub fn gate_up_equals_f64(bench: &mut Bench) {
                 };
                 let hidden = case.poisoned(rows * ff * 2);
                 case.run(&product::gate_up(&case.machine.gpu(), case.element, &placed.matrix(), &input, hidden.ptr()));
-                let x = if fused { normed(&x, &gamma, 1e-6) } else { ready.iter().map(|v| case.element.round(*v)).collect() };
+                let x = if fused {
+                    normed(&x, &gamma, 1e-6)
+                } else {
+                    ready.iter().map(|v| case.element.round(*v)).collect()
+                };
                 let y = reference(&sample.values, &x, k);
                 for (i, got) in case.element.read(&hidden).into_iter().enumerate() {
-                    let ((gate, gate_size), (up, up_size)) = (y[i / ff * 2 * ff + i % ff], y[i / ff * 2 * ff + ff + i % ff]);
+                    let ((gate, gate_size), (up, up_size)) =
+                        (y[i / ff * 2 * ff + i % ff], y[i / ff * 2 * ff + ff + i % ff]);
                     let silu = |v: f64| v / (1.0 + (-v).exp());
                     let expected = silu(gate) * up;
                     let lost = if fused { case.element.epsilon() } else { 2e-6 };
@@ -121,7 +137,8 @@ impl World {
         let (table_blocks, blocks) = (3, 3 * rows + 2);
         // Every block to one row at most: a shuffled list.
         let mut free: Vec<u32> = (0..blocks as u32).collect();
-        let table: Vec<u32> = (0..rows * table_blocks).map(|_| free.swap_remove(case.random.below(free.len()))).collect();
+        let table: Vec<u32> =
+            (0..rows * table_blocks).map(|_| free.swap_remove(case.random.below(free.len()))).collect();
         let mut at: Vec<u32> = (0..rows).map(|_| case.random.below(64 * table_blocks) as u32).collect();
         if rows > 2 {
             at[case.random.below(rows)] = u32::MAX;
@@ -154,8 +171,7 @@ pub fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else(bench: &mut Be
                 .chunks(dim / 2)
                 .flat_map(|a| a.iter().map(|a| a.cos()).chain(a.iter().map(|a| a.sin())))
                 .collect();
-            let (stream, weight, ready, rope) =
-                (case.of(&x), case.of(&gamma), case.reals(&x), case.of(&rope));
+            let (stream, weight, ready, rope) = (case.of(&x), case.of(&gamma), case.reals(&x), case.of(&rope));
             let input = if fused {
                 Input::Stream { x: stream.ptr(), gamma: weight.ptr(), eps: 1e-5, rows }
             } else {
@@ -165,7 +181,15 @@ pub fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else(bench: &mut Be
             let (keys, values) = (world.keys.ptr(), world.values.ptr());
             let (tables, positions, table_blocks) = (world.tables.ptr(), world.positions.ptr(), world.table_blocks);
             let cache = Paged { keys, values, tables, positions, table_blocks, heads, kv_heads, dim };
-            case.run(&product::qkv(&case.machine.gpu(), case.element, &placed.matrix(), &input, &cache, rope.ptr(), queries.ptr()));
+            case.run(&product::qkv(
+                &case.machine.gpu(),
+                case.element,
+                &placed.matrix(),
+                &input,
+                &cache,
+                rope.ptr(),
+                queries.ptr(),
+            ));
 
             let x = if fused { normed(&x, &gamma, 1e-5) } else { x.iter().map(|v| case.element.round(*v)).collect() };
             let y = reference(&sample.values, &x, k);
@@ -198,12 +222,21 @@ pub fn qkv_turns_and_writes_where_the_table_says_and_nowhere_else(bench: &mut Be
                         };
                         let lost = if fused { case.element.epsilon() } else { 2e-6 };
                         let allowed = lost * size + case.element.epsilon() * expected.abs() + 1e-5;
-                        assert!((got - expected).abs() <= allowed, "{got}, not {expected}: {}", case.name(rows, out, k));
+                        assert!(
+                            (got - expected).abs() <= allowed,
+                            "{got}, not {expected}: {}",
+                            case.name(rows, out, k)
+                        );
                     }
                 }
             }
             let touched = keys.iter().filter(|v| !v.is_nan()).count();
-            assert_eq!((touched, values.iter().filter(|v| !v.is_nan()).count()), (written, written), "{}", world.blocks);
+            assert_eq!(
+                (touched, values.iter().filter(|v| !v.is_nan()).count()),
+                (written, written),
+                "{}",
+                world.blocks
+            );
         }
     });
 }

@@ -20,7 +20,11 @@ pub fn a_row_says_its_token_or_what_an_earlier_row_chose(bench: &mut Bench) {
         for (row, token) in [3, 19, 13, 0].into_iter().enumerate() {
             for i in 0..k {
                 let (got, expected) = (f64::from(got[row * k + i]), sample.values[token * k + i]);
-                assert!((got - expected).abs() <= 1e-6 * expected.abs() + 1e-7, "{got}, not {expected}: {}", case.name(4, 0, k));
+                assert!(
+                    (got - expected).abs() <= 1e-6 * expected.abs() + 1e-7,
+                    "{got}, not {expected}: {}",
+                    case.name(4, 0, k)
+                );
             }
         }
     });

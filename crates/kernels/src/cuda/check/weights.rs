@@ -12,7 +12,8 @@ fn eight_bits_round_to_the_nearest() {
     let k = 64;
     let levels: Vec<f32> = (0..=255u8).filter_map(e4m3_value).collect();
     for _ in 0..200 {
-        let mut values: Vec<f32> = (0..k).map(|_| (random.uniform() - 0.5) * 2f32.powi(random.below(22) as i32 - 13)).collect();
+        let mut values: Vec<f32> =
+            (0..k).map(|_| (random.uniform() - 0.5) * 2f32.powi(random.below(22) as i32 - 13)).collect();
         values[5] = 448.0;
         let packed = weight::scale_rows(Packing::Fp8, &values, 1, k).unwrap();
         for (i, value) in values.iter().enumerate() {
@@ -27,9 +28,18 @@ fn eight_bits_round_to_the_nearest() {
 #[test]
 fn a_weight_of_another_size_is_refused_with_both() {
     assert_eq!(weight::plain(&[0; 100], 2, 32).unwrap_err(), "a plain weight of [2, 32] is 128 bytes, not 100");
-    assert_eq!(weight::blocks(Packing::Q4_1, &[0; 39], 2, 32).unwrap_err(), "a q4_1 weight of [2, 32] is 40 bytes, not 39");
-    assert_eq!(weight::blocks(Packing::Q8_0, &[], 2, 48).unwrap_err(), "no weight of [2, 48]: rows come in chunks of 32");
-    assert_eq!(weight::scale_rows(Packing::Int8, &[0.0; 3], 1, 32).unwrap_err(), "a weight of [1, 32] has 32 values, not 3");
+    assert_eq!(
+        weight::blocks(Packing::Q4_1, &[0; 39], 2, 32).unwrap_err(),
+        "a q4_1 weight of [2, 32] is 40 bytes, not 39"
+    );
+    assert_eq!(
+        weight::blocks(Packing::Q8_0, &[], 2, 48).unwrap_err(),
+        "no weight of [2, 48]: rows come in chunks of 32"
+    );
+    assert_eq!(
+        weight::scale_rows(Packing::Int8, &[0.0; 3], 1, 32).unwrap_err(),
+        "a weight of [1, 32] has 32 values, not 3"
+    );
 }
 
 /// Q4_K by its definition in ggml: eight sub-blocks of 32, six-bit scales and minima in twelve bytes.
@@ -51,7 +61,8 @@ fn q4_k_becomes_q4_1_within_the_rounding_of_its_scales() {
             };
             let byte = q[sub / 2 * 32 + i % 32];
             let nibble = if sub % 2 == 0 { byte % 16 } else { byte / 16 };
-            let (scaled, offset) = (d.to_f64() * f64::from(scale) * f64::from(nibble), dmin.to_f64() * f64::from(least));
+            let (scaled, offset) =
+                (d.to_f64() * f64::from(scale) * f64::from(nibble), dmin.to_f64() * f64::from(least));
             let new = &made[sub * 20..][..20];
             let half = |at: usize| f16::from_le_bytes([new[at], new[at + 1]]).to_f64();
             let bits = if i % 32 < 16 { new[4 + i % 32] % 16 } else { new[4 + i % 16] / 16 };
