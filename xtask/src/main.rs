@@ -2,6 +2,7 @@
 
 mod bench;
 mod clients;
+mod cuda;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -9,6 +10,7 @@ use std::process::{Command, ExitCode};
 const HELP: &str = "\
 cargo xtask test                          everything that must be green: format, lints, clients, weights, tests
 cargo xtask golden llama WEIGHTS GOLDEN   compare a model with goldens; prints the largest relative error per tensor
+cargo xtask cuda [--family 75|80]         the executables for GPUs; needs a CUDA toolkit, no GPU
 cargo xtask bench [NAME]                  criterion benches, all or one
 cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios";
 
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["test"] => test(),
         ["golden", model, weights, golden] => run_golden(model, weights, golden),
+        ["cuda", rest @ ..] => cuda::build(rest),
         ["bench", "--peer", "llama", rest @ ..] => bench::peer_llama(rest),
         ["bench", rest @ ..] => bench::criterion(rest),
         _ => Err(HELP.to_owned()),
@@ -46,7 +49,7 @@ fn test() -> Outcome {
 }
 
 fn run_golden(model: &str, weights: &str, golden: &str) -> Outcome {
-    cargo(&["run", "--release", "--quiet", "--package", "pinion", "--example", "golden", "--", model, weights, golden])
+    cargo(&["run", "--release", "--quiet", "--package", "pinion", "--", "golden", model, weights, golden])
 }
 
 fn cargo(words: &[&str]) -> Outcome {

@@ -1,66 +1,42 @@
-//! Who runs next and where: one in-process owner of every live prediction. It gives each to a worker in arrival order,
-//! numbers what comes back, tells the live readers at once and the store in batches.
+//! Who runs next and where: one in-process owner of every live prediction. It gives each to a worker in arrival order, has
+//! models loaded and unloaded for that, numbers what comes back, tells the live readers at once and the store in batches.
 //!
 //! Refuses to know HTTP, models and how a worker is run: a thread or a process looks the same through a `Link`.
 
+mod bring;
 mod core;
-mod drive;
+mod health;
+mod hear;
+mod lease;
 mod link;
 mod live;
+mod lose;
+mod place;
 mod recover;
+mod residency;
+mod route;
+mod settings;
 mod silence;
 mod stop;
 mod target;
 mod timers;
+mod wait;
 mod write;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use prediction::{Id, LoadSpec, Prediction, Request};
+use prediction::{Id, Prediction, Request};
 use store::feed::Feed;
 use store::{CancelOutcome, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::core::{Core, Said};
+pub use health::{DeviceHealth, Health, ModelHealth, ModelState, TargetHealth};
 pub use link::{Gone, Launch, Link};
+pub use settings::{Device, On, Served, Settings};
 pub use silence::Silence;
-
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Whose leases these are: stable per data directory, so that a restart knows its own from an earlier life.
-    pub owner: String,
-    /// What can be loaded, one per target.
-    pub specs: Vec<LoadSpec>,
-    /// Targets to load at start instead of on first use.
-    pub preload: Vec<String>,
-    /// Predictions that may wait; one more is refused.
-    pub waiting_limit: u64,
-    /// A prediction running longer has failed.
-    pub run_seconds: u64,
-    /// Input, output and logs of an ended prediction are removed after this long.
-    pub retention_seconds: u64,
-    /// How long `drain` lets running predictions finish.
-    pub drain_seconds: u64,
-    /// How long a worker may say nothing before it is replaced; none where it cannot be ended (a thread).
-    pub silence: Option<Silence>,
-}
-
-impl Settings {
-    pub fn new(owner: impl Into<String>, specs: Vec<LoadSpec>) -> Self {
-        Self {
-            owner: owner.into(),
-            specs,
-            preload: Vec::new(),
-            waiting_limit: 256,
-            run_seconds: 1800,
-            retention_seconds: 3600,
-            drain_seconds: 20,
-            silence: None,
-        }
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
@@ -72,24 +48,6 @@ pub enum SubmitError {
     Store(#[from] StoreError),
 }
 
-/// For people: what `doctor`, `readyz` and later `ps` show.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Health {
-    pub targets: BTreeMap<String, TargetHealth>,
-    /// Accepted, not yet inside a model.
-    pub waiting: u64,
-    /// False while the worker is being replaced.
-    pub worker: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum TargetHealth {
-    NotLoaded,
-    Loading { line: String },
-    Loaded { bytes: u64, capacity: u32, active: u32 },
-    Failed { why: String },
-}
-
 /// How long a cancel waits for the end that it asked for, so that the answer normally shows it.
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
@@ -99,11 +57,11 @@ pub struct Dispatch {
     core: mpsc::UnboundedSender<Said>,
     store: Arc<dyn Store>,
     feed: Feed,
-    health: Arc<Mutex<Health>>,
+    health: Arc<Mutex<(Health, Instant)>>,
 }
 
 impl Dispatch {
-    /// Recovers what an earlier life of this data directory left, launches the worker and begins. When this returns,
+    /// Recovers what an earlier life of this data directory left, launches the workers and begins. When this returns,
     /// every unfinished prediction is live in the feed.
     pub async fn start(
         store: Arc<dyn Store>,
@@ -112,7 +70,7 @@ impl Dispatch {
         settings: Settings,
     ) -> Result<Self, StoreError> {
         let (said, hear) = mpsc::unbounded_channel();
-        let health = Arc::new(Mutex::new(Health::default()));
+        let health = Arc::new(Mutex::new((Health::default(), Instant::now())));
         let mut core = Core::new(store.clone(), feed.clone(), launch, settings, said.downgrade(), health.clone());
         core.recover().await?;
         tokio::spawn(core.run(hear));
@@ -140,8 +98,13 @@ impl Dispatch {
         self.feed.snapshot(id).await
     }
 
+    /// How things stand.
     pub fn health(&self) -> Health {
-        self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        let (mut health, at) = self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let since = at.elapsed().as_secs();
+        let models = health.devices.iter_mut().flat_map(|device| &mut device.models);
+        models.filter_map(|model| model.idle_seconds.as_mut()).for_each(|seconds| *seconds += since);
+        health
     }
 
     /// For shutdown: nothing new is accepted or started, what runs may finish, everything said is stored.

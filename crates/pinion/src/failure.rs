@@ -46,7 +46,10 @@ impl From<PredictError> for Failure {
     fn from(error: PredictError) -> Self {
         match error {
             PredictError::FixInput(why) => Self::BadInput(why),
-            PredictError::RetryLater(why) | PredictError::Operator(why) => Self::Failed(why),
+            PredictError::RetryLater(why)
+            | PredictError::Operator(why)
+            | PredictError::OutOfMemory(why)
+            | PredictError::DeviceLost(why) => Self::Failed(why),
         }
     }
 }

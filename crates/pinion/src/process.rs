@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use dispatch::{Gone, Launch, Link};
+use dispatch::{Gone, Link};
 use prediction::frame::{Emitted, FromWorker, ToWorker};
 use prediction::{Event, Outcome};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -19,26 +19,23 @@ const READ_BYTES: usize = 64 << 10;
 /// A longer line on a worker's stderr is logged in parts.
 const LOG_LINE_BYTES: u64 = 8 << 10;
 
-/// How the worker's process is started.
+/// This program again, whatever has become of its file since: server and worker are of one build.
+pub fn itself() -> io::Result<PathBuf> {
+    match cfg!(target_os = "linux") {
+        true => Ok(PathBuf::from("/proc/self/exe")),
+        false => std::env::current_exe(),
+    }
+}
+
+/// How a worker's process is started.
 pub struct Process {
     pub program: PathBuf,
     pub words: Vec<OsString>,
 }
 
 impl Process {
-    /// This program again, whatever has become of its file since: server and worker are of one build.
-    pub fn itself(words: impl IntoIterator<Item = OsString>) -> io::Result<Self> {
-        let program = match cfg!(target_os = "linux") {
-            true => PathBuf::from("/proc/self/exe"),
-            false => std::env::current_exe()?,
-        };
-        Ok(Self { program, words: words.into_iter().collect() })
-    }
-}
-
-impl Launch for Process {
     /// Called inside a tokio runtime.
-    fn launch(&self) -> io::Result<Link> {
+    pub fn start(&self) -> io::Result<Link> {
         let mut child = Command::new(&self.program)
             .arg0("pinion")
             .args(&self.words)

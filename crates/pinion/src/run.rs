@@ -9,9 +9,9 @@ use prediction::{Event, Id, Job, Map, Numbered, Outcome, Output, Prediction, Req
 use runner::weights::Options;
 use serde_json::Value;
 
-use crate::deployment::{Deployment, Offer};
+use crate::deployment::{CogYaml, Offer};
 use crate::failure::Failure;
-use crate::{fetch, inputs, launch, out};
+use crate::{devices, fetch, inputs, launch, out};
 
 #[derive(Args)]
 pub struct Words {
@@ -29,13 +29,12 @@ pub struct Words {
     /// Print the final prediction as JSON instead of the text
     #[arg(long)]
     json: bool,
-    /// What is served, in place of the built-in cog.yaml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: CogYaml,
 }
 
 pub fn main(words: Words) -> Result<(), Failure> {
-    let deployment = Deployment::load(words.config.as_deref())?;
+    let deployment = words.config.load()?;
     let offer = deployment.find(&words.model)?;
     let input = inputs::read(&words.inputs, &offer.schema)?;
     words.output.as_deref().map_or(Ok(()), may_hold_a_file)?;
@@ -80,13 +79,32 @@ fn request(offer: &Offer, words: &Words, input: Map) -> Result<Request, Failure>
     })
 }
 
+/// The processor is at hand on a thread; what another device needs, its own executable has.
+fn worker(device: &str) -> Result<Link, Failure> {
+    if device == "cpu" {
+        return launch::Thread.launch(device).map_err(Failure::failed);
+    }
+    let found = devices::find();
+    let processes = launch::Processes::of(&found.devices).map_err(Failure::failed)?;
+    processes.launch(device).map_err(|error| {
+        let whys: Vec<String> = [error.to_string()].into_iter().chain(found.notes).collect();
+        Failure::Failed(whys.join("; "))
+    })
+}
+
 /// Loads, admits, and folds events until the last one. Text goes out as it comes.
 async fn predict(offer: &Offer, words: &Words, request: Request) -> Result<Prediction, Failure> {
-    let Link { to, mut from } = launch::Thread.launch().map_err(Failure::failed)?;
+    let spec = offer.spec(words.weights.clone());
+    let Link { to, mut from } = worker(&spec.device)?;
     let say = |frame| to(frame).map_err(|gone| Failure::Failed(gone.to_string()));
     let target = request.target.clone();
-    say(ToWorker::Hello(Hello { build: env!("CARGO_PKG_VERSION").into(), device: String::new() }))?;
-    say(ToWorker::Load(offer.spec(words.weights.clone())))?;
+    say(ToWorker::Hello(Hello {
+        build: env!("CARGO_PKG_VERSION").into(),
+        device: spec.device.clone(),
+        name: String::new(),
+        memory: None,
+    }))?;
+    say(ToWorker::Load { spec, room_bytes: None })?;
     let mut prediction = Prediction::new(request);
     loop {
         let frame = tokio::select! {
@@ -99,7 +117,10 @@ async fn predict(offer: &Offer, words: &Words, request: Request) -> Result<Predi
                 let Request { id, input, seed, .. } = prediction.request.clone();
                 say(ToWorker::Admit { target: target.clone(), attempt: 1, job: Job { id, input, seed } })?;
             }
-            Some(FromWorker::LoadFailed { error, .. }) => return Err(Failure::Failed(error.to_string())),
+            Some(FromWorker::LoadFailed { error, .. } | FromWorker::Unloaded { why: Some(error), .. }) => {
+                return Err(Failure::Failed(error.to_string()));
+            }
+            Some(FromWorker::Broken { why }) => return Err(Failure::Failed(why)),
             Some(FromWorker::Events(events)) => {
                 for emitted in events {
                     let seq = prediction.last_seq + 1;
@@ -109,7 +130,13 @@ async fn predict(offer: &Offer, words: &Words, request: Request) -> Result<Predi
                 }
             }
             Some(FromWorker::Bye) | None => return Err(Failure::failed("the worker stopped")),
-            Some(FromWorker::Hello(_) | FromWorker::Heartbeat | FromWorker::Unloaded { .. }) => {}
+            // It is never told to unload or to stay within some room.
+            Some(
+                FromWorker::Hello(_)
+                | FromWorker::Heartbeat
+                | FromWorker::NoRoom { .. }
+                | FromWorker::Unloaded { why: None, .. },
+            ) => {}
         }
         if prediction.status.is_terminal() {
             return Ok(prediction);

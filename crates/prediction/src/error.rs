@@ -12,14 +12,22 @@ pub enum PredictError {
     FixInput(String),
     /// Time can act: the same call may work later. HTTP 429 where it is known before the prediction exists.
     RetryLater(String),
-    /// The operator can act: weights, memory, device, or a defect of ours.
+    /// The operator can act: weights, device, or a defect of ours.
     Operator(String),
+    /// The device had no memory left for it. The same may work once something else is unloaded.
+    OutOfMemory(String),
+    /// The device answers this process no more (a sticky error): only another process can use it again.
+    DeviceLost(String),
 }
 
 impl PredictError {
     pub fn text(&self) -> &str {
         match self {
-            Self::FixInput(why) | Self::RetryLater(why) | Self::Operator(why) => why,
+            Self::FixInput(why)
+            | Self::RetryLater(why)
+            | Self::Operator(why)
+            | Self::OutOfMemory(why)
+            | Self::DeviceLost(why) => why,
         }
     }
 }

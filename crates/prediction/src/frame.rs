@@ -1,4 +1,4 @@
-//! What the server and a worker say to each other. Plain values: today over a channel, later length-prefixed on a pipe.
+//! What the server and a worker say to each other. Plain values; refuses to know whether a channel or a pipe carries them.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,15 +11,31 @@ pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub build: String,
-    /// `cpu` or `cuda:N`, with the device's name, for people.
+    /// The device that the worker owns: `cpu` or `cuda:N`.
     pub device: String,
+    /// What it is called, for people; empty from the server.
+    pub name: String,
+    /// From the worker: its device's memory before anything is loaded, where the device tells.
+    pub memory: Option<DeviceMemory>,
+}
+
+/// Bytes of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMemory {
+    pub total_bytes: u64,
+    pub free_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "frame", content = "with", rename_all = "snake_case")]
 pub enum ToWorker {
     Hello(Hello),
-    Load(LoadSpec),
+    /// Answered by `Loaded`, `NoRoom` or `LoadFailed`.
+    Load {
+        spec: LoadSpec,
+        /// What it may take; none: whatever the device has.
+        room_bytes: Option<u64>,
+    },
     Unload {
         target: String,
     },
@@ -50,16 +66,30 @@ pub enum FromWorker {
     },
     Loaded {
         target: String,
+        /// Device memory that it holds, measured.
         bytes: u64,
         capacity: u32,
         seconds: f64,
+    },
+    /// Nothing was loaded: it needs more than it may take.
+    NoRoom {
+        target: String,
+        needed_bytes: u64,
+        room_bytes: u64,
     },
     LoadFailed {
         target: String,
         error: PredictError,
     },
+    /// It is gone and its memory is free. With `why` it broke: whoever was inside has not ended, and is for the server to
+    /// try again or to end.
     Unloaded {
         target: String,
+        why: Option<PredictError>,
+    },
+    /// The last word of a worker whose device is lost to it; nobody inside has ended.
+    Broken {
+        why: String,
     },
     /// Everything one step emitted, in order.
     Events(Vec<Emitted>),

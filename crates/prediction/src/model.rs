@@ -8,6 +8,10 @@ use crate::{Event, Id, Map, PredictError};
 
 /// A kind of model (one folder in `models/`): it can be loaded.
 pub trait Model: Send + Sync {
+    /// Device memory that `load` will take, in bytes: weights, caches and the most that a step needs beside them. Read from
+    /// the files' headers before the device is touched; weights that are absent are fetched first.
+    fn needs(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError>;
+
     /// Loads weights and makes everything ready for the first step. `report` takes a line of progress for people; it
     /// ends up in the logs of the predictions that wait.
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError>;
@@ -20,8 +24,8 @@ pub trait Loaded {
     fn admit(&mut self, job: Job) -> Result<(), PredictError>;
 
     /// Advances every active prediction by one unit of work (a token, a denoising step) and emits what came of it.
-    /// A prediction that is done emits `Event::Ended` and is gone. An error is the whole model's: the worker ends
-    /// every active prediction with it and unloads.
+    /// A prediction that is done emits `Event::Ended` and is gone. An error is the whole model's: it is unloaded, and who was inside runs once
+    /// more if nothing was read from it, else ends with the error.
     fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError>;
 
     /// Forgets a prediction at once; nothing more is emitted for it. Unknown ids are fine.
@@ -93,4 +97,6 @@ pub enum Weights {
     Locked { name: String, offline: bool },
     /// A file or folder that the operator vouches for.
     Path(PathBuf),
+    /// Random weights of a true shape, e.g. `llama-3-8b`, made where they are used: for measuring, not for answers.
+    Synth { shape: String, dtype: String, seed: u64 },
 }

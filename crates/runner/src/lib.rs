@@ -6,6 +6,7 @@ pub mod device;
 pub mod gguf;
 mod map;
 pub mod safetensors;
+pub mod synth;
 pub mod weights;
 
 pub use gguf::{GgmlType, Gguf, GgufTensor};

@@ -1,6 +1,6 @@
 //! The words between server and worker, as they will stand on a pipe. A change here is a change of the protocol.
 
-use prediction::frame::{Emitted, FromWorker, Hello, ToWorker};
+use prediction::frame::{DeviceMemory, Emitted, FromWorker, Hello, ToWorker};
 use prediction::{Event, Id, Job, LoadSpec, Map, Outcome, Output, PredictError, Weights};
 use serde::de::DeserializeOwned;
 
@@ -11,13 +11,19 @@ fn stands<T: serde::Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
 }
 
 fn hello() -> Hello {
-    Hello { build: "0.1.0".into(), device: "cpu".into() }
+    Hello {
+        build: "0.1.0".into(),
+        device: "cpu".into(),
+        name: "a CPU".into(),
+        memory: Some(DeviceMemory { total_bytes: 9, free_bytes: 4 }),
+    }
 }
 
 #[test]
 fn hello_names_build_and_device() {
-    stands(ToWorker::Hello(hello()), r#"{"frame":"hello","with":{"build":"0.1.0","device":"cpu"}}"#);
-    stands(FromWorker::Hello(hello()), r#"{"frame":"hello","with":{"build":"0.1.0","device":"cpu"}}"#);
+    let text = r#"{"frame":"hello","with":{"build":"0.1.0","device":"cpu","name":"a CPU","memory":{"total_bytes":9,"free_bytes":4}}}"#;
+    stands(ToWorker::Hello(hello()), text);
+    stands(FromWorker::Hello(hello()), text);
 }
 
 #[test]
@@ -34,12 +40,12 @@ fn load_says_what_and_how() {
         defaults: Map::new(),
     };
     stands(
-        ToWorker::Load(spec.clone()),
-        r#"{"frame":"load","with":{"target":"smollm2","model":"llama","weights":{"locked":{"name":"smollm2","offline":false}},"device":"cpu","precision":null,"context_tokens":2048,"concurrency":null,"threads":2,"defaults":{}}}"#,
+        ToWorker::Load { spec: spec.clone(), room_bytes: Some(7) },
+        r#"{"frame":"load","with":{"spec":{"target":"smollm2","model":"llama","weights":{"locked":{"name":"smollm2","offline":false}},"device":"cpu","precision":null,"context_tokens":2048,"concurrency":null,"threads":2,"defaults":{}},"room_bytes":7}}"#,
     );
     stands(
-        ToWorker::Load(LoadSpec { weights: Weights::Path("w.gguf".into()), ..spec }),
-        r#"{"frame":"load","with":{"target":"smollm2","model":"llama","weights":{"path":"w.gguf"},"device":"cpu","precision":null,"context_tokens":2048,"concurrency":null,"threads":2,"defaults":{}}}"#,
+        ToWorker::Load { spec: LoadSpec { weights: Weights::Path("w.gguf".into()), ..spec }, room_bytes: None },
+        r#"{"frame":"load","with":{"spec":{"target":"smollm2","model":"llama","weights":{"path":"w.gguf"},"device":"cpu","precision":null,"context_tokens":2048,"concurrency":null,"threads":2,"defaults":{}},"room_bytes":null}}"#,
     );
 }
 
@@ -76,7 +82,18 @@ fn the_words_about_loading() {
         FromWorker::LoadFailed { target: target(), error: PredictError::Operator("no file".into()) },
         r#"{"frame":"load_failed","with":{"target":"smollm2","error":{"who":"operator","why":"no file"}}}"#,
     );
-    stands(FromWorker::Unloaded { target: target() }, r#"{"frame":"unloaded","with":{"target":"smollm2"}}"#);
+    stands(
+        FromWorker::NoRoom { target: target(), needed_bytes: 9, room_bytes: 7 },
+        r#"{"frame":"no_room","with":{"target":"smollm2","needed_bytes":9,"room_bytes":7}}"#,
+    );
+    stands(
+        FromWorker::Unloaded { target: target(), why: None },
+        r#"{"frame":"unloaded","with":{"target":"smollm2","why":null}}"#,
+    );
+    stands(
+        FromWorker::Unloaded { target: target(), why: Some(PredictError::OutOfMemory("full".into())) },
+        r#"{"frame":"unloaded","with":{"target":"smollm2","why":{"who":"out_of_memory","why":"full"}}}"#,
+    );
 }
 
 #[test]
@@ -107,4 +124,5 @@ fn events_keep_their_order_and_their_attempt() {
 fn the_short_words_from_a_worker() {
     stands(FromWorker::Heartbeat, r#"{"frame":"heartbeat"}"#);
     stands(FromWorker::Bye, r#"{"frame":"bye"}"#);
+    stands(FromWorker::Broken { why: "lost".into() }, r#"{"frame":"broken","with":{"why":"lost"}}"#);
 }

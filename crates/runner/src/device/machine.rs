@@ -1,38 +1,4 @@
-//! Which device a model runs on and in which precision, and what this machine offers. Refuses to know who asks.
-
-use candle_core::{DType, Device};
-use prediction::PredictError;
-
-/// `cpu` or `cuda:N`. What a name means does not depend on what else is there: nothing falls back silently.
-pub fn pick(device: &str) -> Result<Device, PredictError> {
-    let refuse = |why: &dyn std::fmt::Display| PredictError::Operator(format!("device {device}: {why}"));
-    if device == "cpu" {
-        return Ok(Device::Cpu);
-    }
-    let Some(number) = device.strip_prefix("cuda:") else {
-        return Err(refuse(&"unknown; cpu and cuda:N are"));
-    };
-    let Ok(number) = number.parse::<usize>() else {
-        return Err(refuse(&"the part after the colon is the device's number, from 0"));
-    };
-    if !candle_core::utils::cuda_is_available() {
-        return Err(refuse(&"this program was built without CUDA; build it with --features cuda, or use cpu"));
-    }
-    Device::new_cuda(number).map_err(|e| refuse(&e))
-}
-
-/// The precision for unquantised weights: the one asked for, else the one they are stored in. Quantised blocks keep
-/// theirs whatever is asked.
-pub fn precision(asked: Option<&str>, stored: DType) -> Result<DType, PredictError> {
-    match (asked, stored) {
-        (Some("f32"), _) => Ok(DType::F32),
-        (Some("f16"), _) => Ok(DType::F16),
-        (Some("bf16"), _) => Ok(DType::BF16),
-        (None, DType::F32 | DType::F16 | DType::BF16) => Ok(stored),
-        (None, _) => Ok(DType::F32),
-        (Some(other), _) => Err(PredictError::Operator(format!("precision {other}: unknown; f32, f16 and bf16 are"))),
-    }
-}
+//! The processor and its memory, as the system tells them. Refuses to know GPUs.
 
 /// The processor, as `pinion doctor` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,28 +86,6 @@ fn within(machine: Memory, limit_bytes: Option<u64>, used_bytes: u64) -> Memory 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_of_devices_are_read_exactly() {
-        assert!(pick("cpu").unwrap().is_cpu());
-        for (name, expected) in [("gpu", "device gpu: unknown"), ("cuda:", "the device's number"), ("CPU", "unknown")] {
-            assert!(pick(name).unwrap_err().text().contains(expected), "{name}");
-        }
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    #[test]
-    fn a_build_without_cuda_says_so() {
-        assert!(pick("cuda:0").unwrap_err().text().contains("built without CUDA"));
-    }
-
-    #[test]
-    fn precision_is_as_asked_else_as_stored() {
-        assert_eq!(precision(Some("bf16"), DType::F32).unwrap(), DType::BF16);
-        assert_eq!(precision(None, DType::F16).unwrap(), DType::F16);
-        assert_eq!(precision(None, DType::U8).unwrap(), DType::F32);
-        assert!(precision(Some("fp16"), DType::F32).unwrap_err().text().contains("f32, f16 and bf16"));
-    }
 
     #[test]
     fn a_container_limit_counts_where_it_is_less() {
