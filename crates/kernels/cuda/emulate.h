@@ -4,7 +4,7 @@
 // A thread of a block is a fibre. It runs until it meets a barrier or a warp-wide instruction; then another one runs. The
 // order is shuffled at every turn and shared memory starts as NaN, so a kernel that forgets a barrier gives wrong numbers. What
 // cannot come together (a barrier that some threads miss, a shuffle with half a warp) is an error with its place. An
-// asynchronous copy lands when it is waited for and not before.
+// asynchronous copy lands at once or only when it is waited for.
 //
 // Only what the kernels use is here: full warps, one-dimensional blocks.
 #pragma once
@@ -243,8 +243,11 @@ inline const char* launch(const char* name, Dim3 grid, uint32_t threads, size_t 
     return nullptr;
 }
 
-/// A copy lands when its group is waited for; until then its place keeps what it had.
-inline void copy_async(void* to, const void* from, uint32_t bytes) { machine().now->open.push_back(Copy{to, from, bytes}); }
+/// A copy lands at once, or when its group is waited for: chance says.
+inline void copy_async(void* to, const void* from, uint32_t bytes) {
+    if (random_below(2)) memcpy(to, from, bytes);
+    else machine().now->open.push_back(Copy{to, from, bytes});
+}
 inline void close_copies() {
     Fibre* f = machine().now;
     f->groups.push_back(std::move(f->open));

@@ -24,8 +24,8 @@ const IMAGES: [&[u8]; 5] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")),
 ];
 
-/// Shared memory that a kernel has without asking.
-const SHARED_BYTES: u32 = 48 << 10;
+/// Shared memory that a launch may bring without asking: the driver's 48 kB less what a kernel declares itself.
+const SHARED_BYTES: u32 = 32 << 10;
 
 /// The kernels, loaded into a device, and the stream they run on, which is candle's.
 pub struct Kernels {
@@ -39,7 +39,7 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// Loads them. Memory that is given back stays with the process from now on, and candle's own tracking of streams by events is
+    /// Loads them; do it before anything else on the device, which is best made by `Device::new_cuda_with_stream`. Memory that is given back stays with the process from now on, and candle's own tracking of streams by events is
     /// off: everything here and in candle is on the one stream of `device`, and event records would break a graph's capture.
     pub fn load(device: &CudaDevice) -> Result<Kernels> {
         let stream = device.cuda_stream();

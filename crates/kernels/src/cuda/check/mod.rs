@@ -5,6 +5,7 @@ mod attention;
 mod choose;
 mod products;
 mod rows;
+mod step;
 #[cfg(test)]
 mod weights;
 
@@ -79,6 +80,7 @@ checks! {
     choose::a_flat_row_has_more_candidates_than_there_is_room_for,
     choose::broken_logits_are_told_and_the_others_go_on,
     choose::a_row_that_is_not_in_use_keeps_what_it_had,
+    step::decode_steps_of_a_small_llama_equal_f64,
 }
 
 /// SplitMix64.
