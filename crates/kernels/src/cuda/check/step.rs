@@ -66,10 +66,10 @@ impl Net {
     /// The logits of the token that a sequence says next; `past` is its keys and values, `[layer][position]`.
     fn logits(&self, token: usize, past: &mut [Vec<(Vec<f64>, Vec<f64>)>]) -> Vec<f64> {
         let mut x = self.values[0][token * HIDDEN..][..HIDDEN].to_vec();
-        for layer in 0..LAYERS {
+        for (layer, past) in past.iter_mut().enumerate() {
             let weight = |i: usize| 1 + 4 * layer + i;
             let mut qkv = self.product(weight(0), &self.normed(2 * layer, &x));
-            let position = past[layer].len();
+            let position = past.len();
             for head in qkv.chunks_mut(DIM).take(HEADS + KV_HEADS) {
                 let angles = &self.rope[position * DIM..][..DIM];
                 for i in 0..DIM / 2 {
@@ -80,7 +80,7 @@ impl Net {
             }
             let (queries, rest) = qkv.split_at(HEADS * DIM);
             let (keys, values) = rest.split_at(KV_HEADS * DIM);
-            past[layer].push((keys.to_vec(), values.to_vec()));
+            past.push((keys.to_vec(), values.to_vec()));
             let seen: Vec<f64> = queries
                 .chunks(DIM)
                 .enumerate()
@@ -89,12 +89,11 @@ impl Net {
                     let score = |k: &Vec<f64>| {
                         query.iter().zip(&k[at..]).map(|(q, k)| q * k).sum::<f64>() / (DIM as f64).sqrt()
                     };
-                    let scores: Vec<f64> = past[layer].iter().map(|(k, _)| score(k)).collect();
+                    let scores: Vec<f64> = past.iter().map(|(k, _)| score(k)).collect();
                     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
                     let total: f64 = weights.iter().sum();
-                    let sum =
-                        |d: usize| past[layer].iter().zip(&weights).map(|((_, v), w)| w / total * v[at + d]).sum();
+                    let sum = |d: usize| past.iter().zip(&weights).map(|((_, v), w)| w / total * v[at + d]).sum();
                     (0..DIM).map(sum).collect::<Vec<f64>>()
                 })
                 .collect();
