@@ -2,9 +2,9 @@
 // barriers and the warp-wide instructions; refuses to know any kernel.
 //
 // A thread of a block is a fibre. It runs until it meets a barrier or a warp-wide instruction; then another one runs. The
-// order is shuffled at every turn and shared memory starts as NaN, so a kernel that forgets a barrier gives wrong numbers. What
-// cannot come together (a barrier that some threads miss, a shuffle with half a warp) is an error with its place. An
-// asynchronous copy lands at once or only when it is waited for.
+// order is shuffled at every turn, in half of the blocks one warp runs as far ahead as barriers let it, and shared memory
+// starts as NaN, so a kernel that forgets a barrier gives wrong numbers. What cannot come together (a barrier that some
+// threads miss, a shuffle with half a warp) is an error. An asynchronous copy lands at once or only when it is waited for.
 //
 // Only what the kernels use is here: full warps, one-dimensional blocks.
 #pragma once
@@ -16,6 +16,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <string>
@@ -151,8 +152,8 @@ inline uint32_t random_below(uint32_t n) {
     return uint32_t(r >> 33) % n;
 }
 
-template <class V> inline void shuffle(std::vector<V>& v) {
-    for (size_t i = v.size(); i > 1; i--) std::swap(v[i - 1], v[random_below(uint32_t(i))]);
+template <class V> inline void shuffle(std::vector<V>& v, size_t from, size_t to) {
+    for (size_t i = to; i > from + 1; i--) std::swap(v[i - 1], v[from + random_below(uint32_t(i - from))]);
 }
 
 inline void run_block(uint32_t threads, size_t shared_bytes) {
@@ -162,17 +163,26 @@ inline void run_block(uint32_t threads, size_t shared_bytes) {
     m.arrived = 0;
     m.alive = int(threads);
     for (uint32_t w = 0; w < threads / WARP; w++) { m.warps[w].generation = 0; m.warps[w].arrived = 0; }
+    // Either all threads take turns, or, by chance, one warp runs as far ahead of the others as barriers let it.
+    bool in_order = random_below(2) == 0;
     std::vector<uint32_t> order(threads);
     for (uint32_t t = 0; t < threads; t++) {
         Fibre& f = m.fibres[t];
         f.thread = t; f.turn = 0; f.done = false; f.barrier = nullptr;
         order[t] = t;
     }
+    for (uint32_t w = 0; w < threads / WARP; w++) {
+        uint32_t with = random_below(threads / WARP) * WARP;
+        if (with == w * WARP) continue;
+        std::swap_ranges(order.begin() + w * WARP, order.begin() + (w + 1) * WARP, order.begin() + with);
+    }
     while (m.alive > 0) {
         // volatile: this frame is left and entered by longjmp.
         volatile bool moved = false;
-        shuffle(order);
+        if (in_order) for (uint32_t w = 0; w < threads; w += WARP) shuffle(order, w, w + WARP);
+        else shuffle(order, 0, threads);
         for (volatile uint32_t i = 0; i < threads; i = i + 1) {
+            if (in_order && moved && i % WARP == 0) break;
             Fibre& f = m.fibres[order[i]];
             if (f.done || (f.barrier && *f.barrier < f.generation)) continue;
             moved = true;
@@ -233,7 +243,7 @@ inline const char* launch(const char* name, Dim3 grid, uint32_t threads, size_t 
     m.params = params;
     std::vector<uint64_t> blocks(size_t(grid.x) * grid.y * grid.z);
     for (size_t i = 0; i < blocks.size(); i++) blocks[i] = i;
-    shuffle(blocks);
+    shuffle(blocks, 0, blocks.size());
     for (uint64_t b : blocks) {
         m.at = Dim3{uint32_t(b % grid.x), uint32_t(b / grid.x % grid.y), uint32_t(b / grid.x / grid.y)};
         // One allocation of the most there is: static and dynamic shared memory of the kernels are both in here.
