@@ -4,6 +4,8 @@
 //! threads work and which SIMD path runs: the order of every sum is fixed by the inner dimension alone.
 
 pub mod attention;
+#[cfg(any(feature = "cuda", test))]
+pub mod cuda;
 pub mod format;
 pub mod linear;
 mod math;

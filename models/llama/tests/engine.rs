@@ -81,7 +81,7 @@ fn sixteen() -> Vec<(Vec<u32>, Settings)> {
     };
     let prompt = |n: u32| -> Vec<u32> {
         let own = (0..1 + 11 * n % 97).map(|i| 3 + (i * i + 31 * n) % 500);
-        if n % 2 == 0 { (0..66).map(|i| 5 + i).chain(own).collect() } else { own.collect() }
+        if n.is_multiple_of(2) { (0..66).map(|i| 5 + i).chain(own).collect() } else { own.collect() }
     };
     (0..16).map(|n| (prompt(n as u32), settings(n))).collect()
 }
