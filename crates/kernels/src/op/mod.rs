@@ -6,6 +6,7 @@
 
 mod cache;
 mod composed;
+mod dense;
 mod linear;
 #[cfg(test)]
 mod tests;
@@ -15,7 +16,9 @@ use candle_core::{DType, Device, Result, Storage, Tensor};
 use crate::Pool;
 pub use crate::linear::Part;
 pub use crate::rope::RopeTable;
+pub use crate::attend::Shape as MemoryShape;
 pub use cache::KvCache;
+pub use dense::{Dense, Memory, attend, layer_norm};
 pub use linear::Linear;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.
