@@ -83,7 +83,11 @@ impl Core {
         reports: mpsc::WeakUnboundedSender<Said>,
         health: Arc<Mutex<Health>>,
     ) -> Self {
-        let targets = settings.specs.iter().map(|spec| (spec.target.clone(), Target::new(spec.clone()))).collect();
+        let targets = settings
+            .served
+            .iter()
+            .map(|served| (served.spec.target.clone(), Target::new(served.spec.clone())))
+            .collect();
         let mut timers = Timers::default();
         timers.add(Instant::now() + RENEW_EVERY, Due::Renew);
         timers.add(Instant::now() + SWEEP_EVERY, Due::Sweep);
@@ -347,8 +351,7 @@ impl Core {
     }
 
     fn show_health(&self) {
-        let targets = self.targets.iter().map(|(name, target)| (name.clone(), target.health())).collect();
-        let health = Health { targets, waiting: self.waiting(), worker: self.link.is_some() };
+        let health = Health { devices: Vec::new(), targets: Vec::new(), waiting: self.waiting() };
         *self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = health;
     }
 }

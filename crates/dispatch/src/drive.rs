@@ -23,7 +23,7 @@ impl Core {
         if self.draining.is_some() {
             return;
         }
-        match self.launch.launch() {
+        match self.launch.launch(&self.settings.devices[0].device.clone()) {
             Ok(link) => {
                 self.link = Some(link);
                 self.silent_looks = 0;
@@ -33,7 +33,9 @@ impl Core {
                     name: String::new(),
                     memory: None,
                 }));
-                self.settings.preload.clone().iter().for_each(|target| self.load(target));
+                let first = self.settings.served.iter().filter(|served| served.preload || served.pinned);
+                let first: Vec<String> = first.map(|served| served.spec.target.clone()).collect();
+                first.iter().for_each(|target| self.load(target));
                 let targets: Vec<String> = self.targets.keys().cloned().collect();
                 targets.iter().for_each(|target| self.fill(target));
             }

@@ -5,62 +5,30 @@
 
 mod core;
 mod drive;
+mod health;
 mod link;
 mod live;
 mod recover;
+mod settings;
 mod silence;
 mod stop;
 mod target;
 mod timers;
 mod write;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use prediction::{Id, LoadSpec, Prediction, Request};
+use prediction::{Id, Prediction, Request};
 use store::feed::Feed;
 use store::{CancelOutcome, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{Core, Said};
+pub use health::{DeviceHealth, Health, ModelHealth, ModelState, TargetHealth};
 pub use link::{Gone, Launch, Link};
+pub use settings::{Device, On, Served, Settings};
 pub use silence::Silence;
-
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Whose leases these are: stable per data directory, so that a restart knows its own from an earlier life.
-    pub owner: String,
-    /// What can be loaded, one per target.
-    pub specs: Vec<LoadSpec>,
-    /// Targets to load at start instead of on first use.
-    pub preload: Vec<String>,
-    /// Predictions that may wait; one more is refused.
-    pub waiting_limit: u64,
-    /// A prediction running longer has failed.
-    pub run_seconds: u64,
-    /// Input, output and logs of an ended prediction are removed after this long.
-    pub retention_seconds: u64,
-    /// How long `drain` lets running predictions finish.
-    pub drain_seconds: u64,
-    /// How long a worker may say nothing before it is replaced; none where it cannot be ended (a thread).
-    pub silence: Option<Silence>,
-}
-
-impl Settings {
-    pub fn new(owner: impl Into<String>, specs: Vec<LoadSpec>) -> Self {
-        Self {
-            owner: owner.into(),
-            specs,
-            preload: Vec::new(),
-            waiting_limit: 256,
-            run_seconds: 1800,
-            retention_seconds: 3600,
-            drain_seconds: 20,
-            silence: None,
-        }
-    }
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
@@ -70,24 +38,6 @@ pub enum SubmitError {
     Draining,
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// For people: what `doctor`, `readyz` and later `ps` show.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Health {
-    pub targets: BTreeMap<String, TargetHealth>,
-    /// Accepted, not yet inside a model.
-    pub waiting: u64,
-    /// False while the worker is being replaced.
-    pub worker: bool,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub enum TargetHealth {
-    NotLoaded,
-    Loading { line: String },
-    Loaded { bytes: u64, capacity: u32, active: u32 },
-    Failed { why: String },
 }
 
 /// How long a cancel waits for the end that it asked for, so that the answer normally shows it.

@@ -16,7 +16,7 @@ pub struct Link {
     pub from: UnboundedReceiver<FromWorker>,
 }
 
-/// Starts a worker, at first and whenever the one before is gone.
+/// Starts a worker for a device (`cpu` or `cuda:N`), at first and whenever the one before is gone.
 pub trait Launch: Send + Sync {
-    fn launch(&self) -> std::io::Result<Link>;
+    fn launch(&self, device: &str) -> std::io::Result<Link>;
 }

@@ -5,8 +5,6 @@ use std::collections::VecDeque;
 use prediction::{Id, LoadSpec};
 use tokio::time::{Duration, Instant};
 
-use crate::TargetHealth;
-
 /// After a failed load, the first pause before another is tried; doubled each time up to the limit.
 const BACK_OFF: Duration = Duration::from_secs(1);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(30);
@@ -89,16 +87,5 @@ impl Target {
         self.failures += 1;
         self.lost_loading = 0;
         self.state = State::Failed { why, until: now + pause };
-    }
-
-    pub fn health(&self) -> TargetHealth {
-        match &self.state {
-            State::NotLoaded => TargetHealth::NotLoaded,
-            State::Loading { line, .. } => TargetHealth::Loading { line: line.clone() },
-            State::Loaded { bytes, capacity } => {
-                TargetHealth::Loaded { bytes: *bytes, capacity: *capacity, active: self.active }
-            }
-            State::Failed { why, .. } => TargetHealth::Failed { why: why.clone() },
-        }
     }
 }

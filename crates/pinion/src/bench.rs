@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use crate::deployment::Deployment;
+use crate::deployment::CogYaml;
 use crate::failure::Failure;
 use crate::fetch;
 use crate::out::print_line;
@@ -30,13 +30,12 @@ pub struct Words {
     /// One JSON object on stdout
     #[arg(long)]
     json: bool,
-    /// What is served, in place of the built-in cog.yaml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: CogYaml,
 }
 
 pub fn main(words: Words) -> Result<(), Failure> {
-    let deployment = Deployment::load(words.config.as_deref())?;
+    let deployment = words.config.load()?;
     let offer = deployment.find(&words.model)?;
     if words.weights.is_none() {
         fetch::ensure(offer, &runner::weights::Options::from_env())?;

@@ -1,8 +1,9 @@
 //! cog.yaml and the models of this build, brought together: what is served, under which version ids, from which weights.
 //! Knows both sides; refuses to load anything.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use clap::Args;
 use prediction::{LoadSpec, Weights};
 use runner::weights::{Entry, Lock, Source};
 use schema::ModelSchema;
@@ -13,6 +14,24 @@ use crate::failure::Failure;
 
 /// What is served when no file is named.
 const DEFAULT_COG_YAML: &str = include_str!("../../../cog.yaml");
+
+/// The word that names another file.
+#[derive(Args)]
+pub struct CogYaml {
+    /// What is served, in place of the built-in cog.yaml
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl CogYaml {
+    /// Reads the named file, or the built-in cog.yaml, and resolves every name in it.
+    pub fn load(&self) -> Result<Deployment, Failure> {
+        let Some(path) = &self.config else { return Deployment::read(DEFAULT_COG_YAML) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::BadInput(format!("--config {}: {error}", path.display())))?;
+        Deployment::read(&text)
+    }
+}
 
 pub struct Deployment {
     pub config: Config,
@@ -35,14 +54,9 @@ pub struct Locked {
 }
 
 impl Deployment {
-    /// Reads the named file, or the built-in cog.yaml, and resolves every name in it.
-    pub fn load(path: Option<&Path>) -> Result<Self, Failure> {
-        let text = match path {
-            None => DEFAULT_COG_YAML.to_owned(),
-            Some(path) => std::fs::read_to_string(path)
-                .map_err(|error| Failure::BadInput(format!("--config {}: {error}", path.display())))?,
-        };
-        let config = Config::parse(&text).map_err(|error| Failure::BadInput(error.to_string()))?;
+    /// Resolves every name in a cog.yaml's text.
+    fn read(text: &str) -> Result<Self, Failure> {
+        let config = Config::parse(text).map_err(|error| Failure::BadInput(error.to_string()))?;
         let offers = config.models.iter().map(offer).collect::<Result<_, _>>()?;
         Ok(Self { config, offers })
     }

@@ -5,16 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 use schema::config::WeightsFrom;
 
-use crate::deployment::Deployment;
+use crate::deployment::CogYaml;
 use crate::failure::Failure;
 use crate::out::print_line;
 use crate::paths;
 
 #[derive(Args)]
 pub struct Words {
-    /// What is served, in place of the built-in cog.yaml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: CogYaml,
     /// The server's data folder
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -38,7 +37,7 @@ pub fn main(words: Words) -> Result<(), Failure> {
     print_line!("device   cpu: this build has no CUDA worker");
     print_line!("cache    {}", runner::weights::cache_folder().display());
     print_line!("data     {}", paths::data(words.data).display());
-    let deployment = Deployment::load(words.config.as_deref())?;
+    let deployment = words.config.load()?;
     for note in &deployment.config.notes {
         print_line!("note     {note}");
     }

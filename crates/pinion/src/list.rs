@@ -1,22 +1,19 @@
 //! `pinion models`.
 
-use std::path::PathBuf;
-
 use clap::Args;
 
-use crate::deployment::Deployment;
+use crate::deployment::CogYaml;
 use crate::failure::Failure;
 use crate::out::print_line;
 
 #[derive(Args)]
 pub struct Words {
-    /// What is served, in place of the built-in cog.yaml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: CogYaml,
 }
 
 pub fn main(words: Words) -> Result<(), Failure> {
-    let deployment = Deployment::load(words.config.as_deref())?;
+    let deployment = words.config.load()?;
     for offer in &deployment.offers {
         let served = &offer.served;
         print_line!("{}  ({}, version {})", served.name, served.model, offer.version()?);

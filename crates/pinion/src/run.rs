@@ -9,7 +9,7 @@ use prediction::{Event, Id, Job, Map, Numbered, Outcome, Output, Prediction, Req
 use runner::weights::Options;
 use serde_json::Value;
 
-use crate::deployment::{Deployment, Offer};
+use crate::deployment::{CogYaml, Offer};
 use crate::failure::Failure;
 use crate::{fetch, inputs, launch, out};
 
@@ -29,13 +29,12 @@ pub struct Words {
     /// Print the final prediction as JSON instead of the text
     #[arg(long)]
     json: bool,
-    /// What is served, in place of the built-in cog.yaml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: CogYaml,
 }
 
 pub fn main(words: Words) -> Result<(), Failure> {
-    let deployment = Deployment::load(words.config.as_deref())?;
+    let deployment = words.config.load()?;
     let offer = deployment.find(&words.model)?;
     let input = inputs::read(&words.inputs, &offer.schema)?;
     words.output.as_deref().map_or(Ok(()), may_hold_a_file)?;

@@ -15,7 +15,7 @@ use store::{SqliteStore, Store};
 use tracing::{info, warn};
 use webhook::Webhooks;
 
-use crate::deployment::{Deployment, Offer};
+use crate::deployment::{CogYaml, Deployment, Offer};
 use crate::failure::Failure;
 use crate::paths;
 use crate::process::Process;
@@ -28,13 +28,12 @@ pub struct Words {
     /// Where predictions are kept
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// What is served, in place of the built-in cog.yaml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: CogYaml,
 }
 
 pub fn main(words: Words) -> Result<(), Failure> {
-    let deployment = Deployment::load(words.config.as_deref())?;
+    let deployment = words.config.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(serve(words, deployment))
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use runner::weights::{Lock, Options, Progress};
 
-use crate::deployment::{Deployment, Offer};
+use crate::deployment::{CogYaml, Deployment, Offer};
 use crate::failure::Failure;
 use crate::fetch::{self, Bar};
 use crate::out::print_line;
@@ -40,9 +40,8 @@ pub enum Word {
 pub struct Which {
     /// A served name, e.g. smollm2; left out: everything that is served
     model: Option<String>,
-    /// What is served, in place of the built-in cog.yaml
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: CogYaml,
 }
 
 pub fn main(word: Word) -> Result<(), Failure> {
@@ -58,7 +57,7 @@ pub fn main(word: Word) -> Result<(), Failure> {
 }
 
 fn pull(which: Which, print_path: bool, offline: bool) -> Result<(), Failure> {
-    let deployment = Deployment::load(which.config.as_deref())?;
+    let deployment = which.config.load()?;
     let from_env = Options::from_env();
     let options = Options { offline: offline || from_env.offline, ..from_env };
     for offer in chosen(&deployment, which.model.as_deref())? {
@@ -77,7 +76,7 @@ fn pull(which: Which, print_path: bool, offline: bool) -> Result<(), Failure> {
 }
 
 fn verify(which: Which) -> Result<(), Failure> {
-    let deployment = Deployment::load(which.config.as_deref())?;
+    let deployment = which.config.load()?;
     let mut wrong = Vec::new();
     for offer in chosen(&deployment, which.model.as_deref())? {
         let Some(locked) = &offer.locked else { continue };

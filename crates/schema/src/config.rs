@@ -11,6 +11,10 @@ use serde_json::Value;
 
 use crate::{Map, read::Mapping};
 
+mod devices;
+
+pub use devices::Device;
+
 /// The top-level keys of Cog that mean nothing without Python; they are named once and ignored.
 const COG_KEYS: [&str; 9] =
     ["build", "image", "model", "run", "predict", "train", "concurrency", "environment", "weights"];
@@ -30,6 +34,8 @@ impl std::error::Error for ConfigError {}
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub models: Vec<Served>,
+    /// Empty: every GPU that works, else the CPU.
+    pub devices: Vec<Device>,
     pub limits: Limits,
     /// Inputs, outputs and logs are removed this long after the end; the hosted service keeps them for an hour.
     pub retention_seconds: u64,
@@ -55,7 +61,14 @@ pub struct Served {
     pub context_tokens: Option<u32>,
     pub concurrency: Option<u32>,
     pub precision: Option<String>,
+    /// `cpu`, `cuda` (any GPU) or `cuda:N`; none: any that is used.
     pub device: Option<String>,
+    /// Loaded at the start and never unloaded to make room.
+    pub pinned: bool,
+    /// Loaded at the start instead of on first use.
+    pub preload: bool,
+    /// Idle this long it is unloaded, 0 at once; none: it stays until another model needs the room.
+    pub keep_alive_seconds: Option<u64>,
     pub threads: Option<u32>,
     /// Input defaults in place of the model's own.
     pub defaults: Map,
@@ -116,6 +129,7 @@ mod range {
     pub const RETENTION_SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 24 * 3600;
     pub const CONTEXT_TOKENS: RangeInclusive<u64> = 16..=1 << 20;
     pub const CONCURRENCY: RangeInclusive<u64> = 1..=1024;
+    pub const KEEP_ALIVE_SECONDS: RangeInclusive<u64> = 0..=365 * 24 * 3600;
     pub const THREADS: RangeInclusive<u64> = 1..=1024;
 }
 
@@ -142,6 +156,7 @@ impl Config {
         let allow_private = egress.flag("allow_private")?.unwrap_or_default();
         egress.end()?;
         let limits = limits(native.mapping("limits")?)?;
+        let devices = devices::read(native.list("devices")?)?;
         let retention_seconds = native.number("retention_seconds", range::RETENTION_SECONDS)?;
         let models = native.list("models")?.into_iter().enumerate();
         let models: Vec<_> = models.map(|(i, value)| served(i, value, &account.username)).collect::<Result<_, _>>()?;
@@ -150,8 +165,9 @@ impl Config {
         if models.is_empty() {
             return Err(ConfigError("native.models is empty: there is nothing to serve".into()));
         }
+        devices::check(&models, &devices)?;
         let retention_seconds = retention_seconds.unwrap_or(RETENTION_SECONDS);
-        Ok(Self { models, limits, retention_seconds, egress: Egress { allow_private }, account, notes })
+        Ok(Self { models, devices, limits, retention_seconds, egress: Egress { allow_private }, account, notes })
     }
 }
 
@@ -208,7 +224,8 @@ fn served(index: usize, value: Value, owner: &str) -> Result<Served, ConfigError
     let names = names(&mut keys)?.unwrap_or_else(|| vec![format!("{owner}/{name}")]);
     let versions = versions(&mut keys, &names)?;
     let precision = one_of(&mut keys, "precision", |text| PRECISIONS.contains(&text), "f32, f16 or bf16 is expected")?;
-    let device = one_of(&mut keys, "device", is_device, "cpu, cuda or cuda:N is expected")?;
+    let device = one_of(&mut keys, "device", devices::is_device, devices::EXPECTED)?;
+    let (pinned, preload, keep_alive_seconds) = residency(&mut keys, index)?;
     let small = |number: Option<u64>| number.map(|number| number as u32);
     let served = Served {
         name,
@@ -221,11 +238,27 @@ fn served(index: usize, value: Value, owner: &str) -> Result<Served, ConfigError
         concurrency: small(keys.number("concurrency", range::CONCURRENCY)?),
         precision,
         device,
+        pinned,
+        preload,
+        keep_alive_seconds,
         threads: small(keys.number("threads", range::THREADS)?),
         defaults: keys.mapping("defaults")?.rest(),
     };
     keys.end()?;
     Ok(served)
+}
+
+/// When it is loaded and when it leaves: pinned, preload, keep_alive_seconds. The first model of a file is loaded at the
+/// start unless it says otherwise.
+fn residency(keys: &mut Mapping, index: usize) -> Result<(bool, bool, Option<u64>), ConfigError> {
+    let pinned = keys.flag("pinned")?.unwrap_or_default();
+    let preload = keys.flag("preload")?;
+    let keep_alive_seconds = keys.number("keep_alive_seconds", range::KEEP_ALIVE_SECONDS)?;
+    match (pinned, preload, keep_alive_seconds) {
+        (true, Some(false), _) => Err(keys.bad("preload", &false.into(), "a pinned model is loaded at the start")),
+        (true, _, Some(seconds)) => Err(keys.bad("keep_alive_seconds", &seconds.into(), "a pinned model never leaves")),
+        _ => Ok((pinned, preload.unwrap_or(pinned || index == 0), keep_alive_seconds)),
+    }
 }
 
 fn names(keys: &mut Mapping) -> Result<Option<Vec<String>>, ConfigError> {
@@ -266,11 +299,6 @@ fn one_of(
         Some(text) if !allowed(&text) => Err(keys.bad(key, &text.into(), why)),
         text => Ok(text),
     }
-}
-
-fn is_device(text: &str) -> bool {
-    let ordinal = |rest: &str| rest.parse::<u16>().is_ok();
-    text == "cpu" || text == "cuda" || text.strip_prefix("cuda:").is_some_and(ordinal)
 }
 
 /// A part of a path and of a reference `owner/name:version`.

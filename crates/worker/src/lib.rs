@@ -14,8 +14,27 @@ mod turn;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use prediction::frame::DeviceMemory;
+
 pub use process::serve_pipes;
 pub use turn::run;
 
 /// The kinds of model this worker can load, by folder name, e.g. `llama`.
 pub type Registry = BTreeMap<String, Arc<dyn prediction::Model>>;
+
+/// What the worker owns, as it says in its hello. The loop never touches a device itself: whoever starts it knows how.
+pub struct Owned {
+    /// `cpu` or `cuda:N`.
+    pub device: String,
+    /// For people, e.g. the model of the processor.
+    pub name: String,
+    /// Asked at the start and around each load; none where the device does not tell.
+    pub memory: Box<dyn Fn() -> Option<DeviceMemory>>,
+}
+
+impl Owned {
+    /// The CPU, of which nothing is known.
+    pub fn cpu() -> Self {
+        Self { device: "cpu".into(), name: String::new(), memory: Box::new(|| None) }
+    }
+}

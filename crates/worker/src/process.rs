@@ -8,12 +8,13 @@ use prediction::frame::{FromWorker, ToWorker};
 use prediction::{Event, Outcome};
 
 use crate::pipe::{Reader, Writer};
-use crate::{Registry, run};
+use crate::{Owned, Registry, run};
 
 /// Runs until told to go. `leave` is called, on another thread, the moment nothing more can come: the server is gone, and
 /// whatever the loop is in the middle of is for nobody. It should end the process.
 pub fn serve_pipes(
     registry: Registry,
+    owned: Owned,
     stdin: impl Read + Send + 'static,
     stdout: impl Write,
     leave: impl FnOnce() + Send + 'static,
@@ -24,7 +25,7 @@ pub fn serve_pipes(
         leave();
     })?;
     let mut out = Writer::new(stdout);
-    run(registry, inbox, |frame| say(&mut out, frame));
+    run(registry, owned, inbox, |frame| say(&mut out, frame));
     Ok(())
 }
 

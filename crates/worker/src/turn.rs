@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 use prediction::frame::{BUILD, Emitted, FromWorker, Hello, ToWorker};
 use prediction::{Id, Job, LoadSpec, Outcome, PredictError};
 
-use crate::Registry;
 use crate::seat::{Broken, Seat, ended};
 use crate::shell::guarded;
+use crate::{Owned, Registry};
 
 /// How often the worker says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Runs until told to go, or until nobody listens any more. `send` answers false when the peer is gone.
-pub fn run(registry: Registry, inbox: Receiver<ToWorker>, send: impl FnMut(FromWorker) -> bool) {
+pub fn run(registry: Registry, owned: Owned, inbox: Receiver<ToWorker>, send: impl FnMut(FromWorker) -> bool) {
     let mut worker =
         Worker { registry, seats: BTreeMap::new(), send, gone: false, draining: false, heard: Instant::now() };
     worker.say(FromWorker::Hello(Hello {
         build: BUILD.to_owned(),
-        device: "cpu".to_owned(),
-        name: String::new(),
-        memory: None,
+        device: owned.device.clone(),
+        name: owned.name.clone(),
+        memory: (owned.memory)(),
     }));
     while !worker.gone {
         worker.hear(&inbox);

@@ -25,6 +25,33 @@ fn the_default_file_serves_the_tutorials_names_and_says_who_answers() {
     assert_eq!(config.retention_seconds, RETENTION_SECONDS);
     assert_eq!((config.egress.allow_private, config.account.username.as_str()), (false, "pinion"));
     assert!(config.notes.is_empty(), "{:?}", config.notes);
+    assert!(config.devices.is_empty(), "whatever the machine has");
+}
+
+#[test]
+fn the_first_model_is_loaded_at_the_start_and_others_when_they_say_so() {
+    let yaml = "native: { models: [\
+        { name: a, model: llama, weights: w },\
+        { name: b, model: llama, weights: w, keep_alive_seconds: 0 },\
+        { name: c, model: llama, weights: w, pinned: true },\
+        { name: d, model: llama, weights: w, preload: true, keep_alive_seconds: 300 }] }";
+    let models = Config::parse(yaml).unwrap().models;
+    let residency: Vec<_> = models.iter().map(|m| (m.pinned, m.preload, m.keep_alive_seconds)).collect();
+    assert_eq!(
+        residency,
+        [(false, true, None), (false, false, Some(0)), (true, true, None), (false, true, Some(300))],
+        "a to d"
+    );
+    let lazy = Config::parse(&model("preload: false")).unwrap();
+    assert!(!lazy.models[0].preload);
+}
+
+#[test]
+fn devices_have_budgets_and_models_may_be_bound_to_one() {
+    let yaml = "native:\n  devices: [{ device: cpu, memory_bytes: 2000000000 }, { device: cuda }]\n  \
+                models: [{ name: m, model: llama, weights: w, device: 'cuda:1' }]\n";
+    let device = |device: &str, memory_bytes| Device { device: device.into(), memory_bytes };
+    assert_eq!(Config::parse(yaml).unwrap().devices, [device("cpu", Some(2_000_000_000)), device("cuda", None)]);
 }
 
 #[test]
@@ -76,6 +103,30 @@ fn a_refusal_names_key_value_and_limit() {
         (model("precision: int8"), &["precision: \"int8\"", "f32, f16 or bf16"]),
         (model("device: tpu"), &["device: \"tpu\"", "cuda:N"]),
         (model("device: 'cuda:x'"), &["device: \"cuda:x\""]),
+        (model("device: 'cuda:01'"), &["device: \"cuda:01\""]),
+        (model("pinned: 1"), &["native.models[0].pinned: 1", "true or false"]),
+        (model("preload: often"), &["native.models[0].preload: \"often\"", "true or false"]),
+        (model("keep_alive_seconds: -1"), &["keep_alive_seconds: -1", "0 to 31536000"]),
+        (model("pinned: true, keep_alive_seconds: 5"), &["keep_alive_seconds: 5", "pinned model never leaves"]),
+        (model("pinned: true, preload: false"), &["preload: false", "a pinned model is loaded at the start"]),
+        (native("devices: { device: cpu }"), &["native.devices: {", "a list is expected"]),
+        (native("devices: [{ memory_bytes: 2000000 }]"), &["native.devices[0].device is missing"]),
+        (native("devices: [{ device: gpu }]"), &["native.devices[0].device: \"gpu\"", "cpu, cuda or cuda:N"]),
+        (
+            native("devices: [{ device: cpu }, { device: cpu }]"),
+            &["native.devices[1].device: \"cpu\"", "already, as cpu"],
+        ),
+        (native("devices: [{ device: 'cuda:1' }, { device: cuda }]"), &["devices[1].device: \"cuda\"", "as cuda:1"]),
+        (
+            native("devices: [{ device: cpu, memory_bytes: 1000 }]"),
+            &["memory_bytes: 1000", "1048576 to 17592186044416"],
+        ),
+        (native("devices: [{ device: cpu, memory_bytes: 4 GB }]"), &["memory_bytes: \"4 GB\"", "a whole number"]),
+        (native("devices: [{ device: cpu, gigabytes: 4 }]"), &["devices[0].gigabytes is not a key", "memory_bytes"]),
+        (
+            format!("{}  devices: [{{ device: cpu }}]\n", model("device: cuda")),
+            &["native.models[0].device: \"cuda\"", "native.devices uses only cpu"],
+        ),
         (model("path: x"), &["exactly one of `weights` and `path`"]),
         (model("names: [smollm2]"), &["names: \"smollm2\"", "owner/name"]),
         (model("names: [a/b, a/b]"), &["names: \"a/b\" stands there twice"]),
