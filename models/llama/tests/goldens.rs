@@ -59,6 +59,6 @@ fn the_comparison_prints_one_line_per_tensor() {
     assert!(equal, "{text}");
     let names: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(names, ["prompt_ids", "last_logits", "greedy_ids"]);
-    let other = golden::compare(&file("tiny-llama3"), &file("tiny-q.golden.safetensors"), &mut Vec::new());
+    let other = golden::compare(&file("tiny-llama3"), &[], &file("tiny-q.golden.safetensors"), &mut Vec::new());
     assert!(!other.unwrap(), "other weights are not equal");
 }
