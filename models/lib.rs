@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::prediction::{LoadSpec, PredictError};
+use candle_core::Device;
+use runner::synth::Shape;
 use serde::Serialize;
 
 /// What the rest of the program knows of a model.
@@ -24,14 +26,16 @@ pub struct Entry {
     pub bench: Bench,
     /// The folder's numbers beside the reference's.
     pub golden: Golden,
+    /// True shapes that random weights can be made of, for measuring.
+    pub synth: &'static [Shape],
 }
 
 /// Loads, telling lines of progress, and measures.
 pub type Bench = fn(&LoadSpec, &BenchShape, &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError>;
 
-/// Compares weights with a golden file, on the inputs that the model needs besides, and prints the largest error per
-/// tensor; true where all are within the model's own tolerance.
-pub type Golden = fn(&Path, &[PathBuf], &Path, &mut dyn Write) -> Result<bool, PredictError>;
+/// Compares weights with a golden file on a device, on the inputs that the model needs besides, and prints the largest
+/// error per tensor; true where all are within the model's own tolerance.
+pub type Golden = fn(&Path, &[PathBuf], &Path, &Device, &mut dyn Write) -> Result<bool, PredictError>;
 
 /// What a bench run asks of a model that reads and says tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,4 +71,20 @@ impl Entry {
     pub fn named(name: &str) -> Option<&'static Entry> {
         ALL.iter().find(|entry| entry.name == name)
     }
+
+    /// This model's shape of that name.
+    pub fn shape(&self, name: &str) -> Result<&'static Shape, PredictError> {
+        self.synth.iter().find(|shape| shape.name == name).ok_or_else(|| no_shape(name, self.synth.iter()))
+    }
+
+    /// The shape of this name and the model that it is of; an unknown one is refused with those there are.
+    pub fn of_shape(name: &str) -> Result<(&'static Entry, &'static Shape), PredictError> {
+        let found = ALL.iter().find_map(|entry| Some((entry, entry.synth.iter().find(|shape| shape.name == name)?)));
+        found.ok_or_else(|| no_shape(name, ALL.iter().flat_map(|entry| entry.synth)))
+    }
+}
+
+fn no_shape<'a>(name: &str, all: impl Iterator<Item = &'a Shape>) -> PredictError {
+    let known: Vec<&str> = all.filter(|shape| shape.listed).map(|shape| shape.name).collect();
+    PredictError::FixInput(format!("no shape is called {name:?}; there is {}", known.join(", ")))
 }

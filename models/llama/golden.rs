@@ -90,10 +90,16 @@ fn eight(bytes: &[u8]) -> [u8; 8] {
 
 /// Prints one line per tensor; true where all of them are equal within the tolerance. Arithmetic is as served, except
 /// that the cache is f32 whatever the weights are: `precision` f32.
-pub fn compare(weights: &Path, _: &[PathBuf], golden: &Path, out: &mut dyn Write) -> Result<bool, PredictError> {
+pub fn compare(
+    weights: &Path,
+    _: &[PathBuf],
+    golden: &Path,
+    device: &Device,
+    out: &mut dyn Write,
+) -> Result<bool, PredictError> {
     let golden = Golden::read(golden)?;
     let opened = Opened::open(weights)?;
-    let errors = errors(&opened, &golden, Some("f32"), CHUNK_TOKENS)?;
+    let errors = errors(&opened, &golden, device, Some("f32"), CHUNK_TOKENS)?;
     let tolerance = match opened.storage() {
         Storage::Plain => PLAIN_TOLERANCE,
         Storage::Quantised => QUANTISED_TOLERANCE,
@@ -114,7 +120,13 @@ pub fn compare(weights: &Path, _: &[PathBuf], golden: &Path, out: &mut dyn Write
 }
 
 /// What these weights say to the golden's prompt, read in parts of `chunk` tokens.
-pub fn errors(opened: &Opened, golden: &Golden, precision: Option<&str>, chunk: usize) -> Result<Errors, PredictError> {
+pub fn errors(
+    opened: &Opened,
+    golden: &Golden,
+    device: &Device,
+    precision: Option<&str>,
+    chunk: usize,
+) -> Result<Errors, PredictError> {
     let prompt_ids = match (opened.tokenizer(), golden.chat()) {
         (Ok((tokenizer, words)), Some((system, user))) => {
             let chat = Chat::new(words.chat_template.unwrap_or_default(), words.bos, words.eos);
@@ -124,7 +136,7 @@ pub fn errors(opened: &Opened, golden: &Golden, precision: Option<&str>, chunk: 
         _ => None,
     };
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
-    let net = opened.net(&Device::Cpu, &pool, precision)?;
+    let net = opened.net(device, &pool, precision)?;
     let vocabulary = net.vocabulary();
     if let Some(id) = golden.prompt_ids.iter().find(|&&id| id as usize >= vocabulary) {
         return Err(PredictError::Operator(format!(

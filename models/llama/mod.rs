@@ -5,12 +5,15 @@
 
 mod bench;
 mod config;
+mod files;
 pub mod golden;
 mod input;
+mod needs;
 mod net;
 mod pipeline;
 mod running;
 mod sampler;
+mod synth;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -31,4 +34,5 @@ pub const ENTRY: crate::Entry = crate::Entry {
     manifest: include_str!("cog.yaml"),
     bench: bench::run,
     golden: golden::compare,
+    synth: synth::SHAPES,
 };

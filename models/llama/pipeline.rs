@@ -2,15 +2,16 @@
 //! room is left, the next part of the prompts that are still being read, oldest first: a long prompt delays the others
 //! by one part at a time. Who shares a step with whom changes nothing in what anybody says.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use candle_core::Device;
 use kernels::Pool;
-use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, PredictError, Weights};
-use runner::weights::{self, Lock, Progress};
+use kernels::attention::BLOCK;
+use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, PredictError};
 
 use super::input::Asked;
+use super::needs::{Load, Needs};
 use super::net::{Cache, Net, Rows};
 use super::running::Running;
 use super::template::{self, Chat};
@@ -41,7 +42,7 @@ pub struct Llama;
 
 impl Model for Llama {
     fn needs(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
-        needs(spec, report)
+        needs(spec, report).map(|needs| needs.total())
     }
 
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
@@ -65,10 +66,12 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
-        let path = locate(&spec.weights, report)?;
+        let opened = Opened::of(&spec.weights, report)?;
         let began = Instant::now();
-        let opened = Opened::open(&path)?;
         let device = runner::device::pick(&spec.device)?;
+        let load = plan(spec, &opened, &device)?;
+        Needs::of(&opened, &load)?.check(&device)?;
+        let (slots, context) = (load.slots, load.context);
         let threads = spec.threads.map_or_else(|| runner::device::cpu().cores, |threads| threads as usize);
         if threads == 0 || threads > MAX_THREADS {
             return Err(PredictError::Operator(format!("threads is {threads}; 1 to {MAX_THREADS}")));
@@ -85,15 +88,14 @@ impl Pipeline {
         let (net, (tokenizer, words)) = (net?, words?);
         let chat = words.chat_template.map(|source| Chat::new(source, words.bos, words.eos));
         let chat = chat.transpose().map_err(PredictError::Operator)?;
-        let context = context(spec, net.config.context)?;
-        let slots = slots(spec)?;
         let cache = Cache::new(&net, slots, context, dtype).map_err(device_error)?;
         let mut ends: Vec<u32> = net.config.ends.iter().copied().chain(tokenizer.usual_ends()).collect();
         ends.sort_unstable();
         ends.dedup();
         report(&format!(
-            "{} MB of weights ready in {:.2} s; {slots} predictions of up to {context} tokens, {threads} threads",
+            "{} MB of {} ready in {:.2} s; {slots} predictions of up to {context} tokens, {threads} threads",
             net.bytes() / 1_000_000,
+            opened.title().as_deref().unwrap_or("weights"),
             began.elapsed().as_secs_f64(),
         ));
         Ok(Self {
@@ -228,13 +230,17 @@ impl Loaded for Pipeline {
     }
 }
 
-/// Weights as they lie in the files, and the whole cache.
-fn needs(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
-    let opened = Opened::open(&locate(&spec.weights, report)?)?;
+/// What `Pipeline::load` will take: the same sum that it checks before it allocates.
+pub fn needs(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Needs, PredictError> {
+    let opened = Opened::of(&spec.weights, report)?;
+    let device = runner::device::pick(&spec.device)?;
+    Needs::of(&opened, &plan(spec, &opened, &device)?)
+}
+
+fn plan<'a>(spec: &'a LoadSpec, opened: &Opened, device: &'a Device) -> Result<Load<'a>, PredictError> {
     let (context, slots) = (context(spec, opened.config.context)?, slots(spec)?);
-    let position =
-        opened.config.cache_elements_per_position() * opened.cache_dtype(spec.precision.as_deref())?.size_in_bytes();
-    Ok(opened.bytes()? + (slots * context * position) as u64)
+    let (blocks, rows) = (slots * context.div_ceil(BLOCK), MAX_READING_TOKENS + slots);
+    Ok(Load { device, precision: spec.precision.as_deref(), slots, context, blocks, rows })
 }
 
 fn slots(spec: &LoadSpec) -> Result<usize, PredictError> {
@@ -242,34 +248,6 @@ fn slots(spec: &LoadSpec) -> Result<usize, PredictError> {
         slots if (1..=MAX_CONCURRENCY).contains(&slots) => Ok(slots),
         slots => Err(PredictError::Operator(format!("concurrency is {slots}; 1 to {MAX_CONCURRENCY}"))),
     }
-}
-
-/// Where the weights lie, fetched first if need be.
-fn locate(weights: &Weights, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
-    let (name, offline) = match weights {
-        Weights::Path(path) => return Ok(path.clone()),
-        Weights::Locked { name, offline } => (name, *offline),
-        Weights::Synth { shape, .. } => {
-            return Err(PredictError::Operator(format!("there is no shape {shape}")));
-        }
-    };
-    let lock = Lock::parse(super::ENTRY.lock)?;
-    let mirrors = weights::mirrors(super::ENTRY.manifest, name)?;
-    let mut options = weights::Options::from_env();
-    options.offline |= offline;
-    let mut tenths = 0;
-    weights::ensure(lock.entry(name)?, &mirrors, &options, &mut |progress| match progress {
-        Progress::Waiting { file } => report(&format!("{file}: another process is fetching it")),
-        Progress::Trying { file, source } => report(&format!("{file}: asking {source}")),
-        Progress::Failed { file, source, why } => report(&format!("{file}: {source}: {why}")),
-        Progress::Bytes { file, source, done, total } => {
-            let now = done * 10 / total.max(1);
-            if now != tenths {
-                tenths = now;
-                report(&format!("{file}: {} of {} MB from {source}", done / 1_000_000, total / 1_000_000));
-            }
-        }
-    })
 }
 
 fn context(spec: &LoadSpec, own: usize) -> Result<usize, PredictError> {

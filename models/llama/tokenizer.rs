@@ -2,7 +2,7 @@
 //! Special tokens are recognised wherever they stand in a text: templates are text. Refuses to know the network.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::io;
 
 use prediction::PredictError;
 use serde_json::Value;
@@ -41,14 +41,13 @@ pub struct Words {
 }
 
 impl Tokenizer {
-    /// From a folder as model hubs keep it.
-    pub fn from_folder(folder: &Path) -> Result<(Self, Words), PredictError> {
-        let file = folder.join("tokenizer.json");
-        let wrong = |why: String| PredictError::Operator(format!("{}: {why}", file.display()));
-        let bytes = std::fs::read(&file).map_err(|error| wrong(error.to_string()))?;
+    /// From the files of a folder as model hubs keep it: `tokenizer.json` and what `words` reads.
+    /// `place` is the folder, for messages.
+    pub fn from_files(place: &str, read: impl Fn(&str) -> io::Result<Vec<u8>>) -> Result<(Self, Words), PredictError> {
+        let wrong = |why: String| PredictError::Operator(format!("{place}/tokenizer.json: {why}"));
+        let bytes = read("tokenizer.json").map_err(|error| wrong(error.to_string()))?;
         let tokenizer = Self::from_json(&bytes).map_err(wrong)?;
-        let words = words(folder)?;
-        Ok((tokenizer, words))
+        Ok((tokenizer, words(place, &read)?))
     }
 
     fn from_json(bytes: &[u8]) -> Result<Self, String> {
@@ -138,11 +137,11 @@ fn spelling(decoder: &Value) -> Option<Spelling> {
 }
 
 /// `tokenizer_config.json` and `chat_template.jinja`, either of which may be missing.
-fn words(folder: &Path) -> Result<Words, PredictError> {
-    let file = folder.join("tokenizer_config.json");
-    let config: Value = match std::fs::read(&file) {
+fn words(place: &str, read: &dyn Fn(&str) -> io::Result<Vec<u8>>) -> Result<Words, PredictError> {
+    const CONFIG: &str = "tokenizer_config.json";
+    let config: Value = match read(CONFIG) {
         Ok(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| PredictError::Operator(format!("{}: {error}", file.display())))?,
+            .map_err(|error| PredictError::Operator(format!("{place}/{CONFIG}: {error}")))?,
         Err(_) => Value::Null,
     };
     let text = |name: &str| {
@@ -158,7 +157,7 @@ fn words(folder: &Path) -> Result<Words, PredictError> {
         }
         _ => None,
     };
-    let chat_template = std::fs::read_to_string(folder.join("chat_template.jinja")).ok().or(template);
+    let chat_template = read("chat_template.jinja").ok().and_then(|text| String::from_utf8(text).ok()).or(template);
     Ok(Words { chat_template, bos: text("bos_token"), eos: text("eos_token") })
 }
 
@@ -166,6 +165,11 @@ fn words(folder: &Path) -> Result<Words, PredictError> {
 fn byte_piece(token: &str) -> Option<u8> {
     let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
     u8::from_str_radix(hex, 16).ok().filter(|_| hex.len() == 2)
+}
+
+/// The characters that stand for bytes, in the order of GPT-2's table, which is that of their tokens.
+pub(super) fn byte_level_characters() -> impl Iterator<Item = char> {
+    ('\0'..='\u{143}').filter(|&character| byte_of(character).is_some())
 }
 
 /// GPT-2's table: printable bytes stand for themselves, the others, in order, for U+0100 and on.

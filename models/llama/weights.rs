@@ -1,6 +1,6 @@
-//! Weight files to a `Net`: the names and layouts of GGUF and of safetensors checkpoints, brought to one. Every shape is
-//! checked against the config. Memory at the peak: the repacked weights and the one matrix in hand, since pages of the
-//! file are given back as soon as they were repacked. Refuses to know the network and what runs.
+//! Weight files to a `Net`: layouts and precisions brought to one, every shape checked against the config. Memory at the
+//! peak: the repacked weights and the one matrix in hand, since pages of the file are given back as soon as they were
+//! repacked. Refuses to know the network and what runs.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -9,11 +9,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use kernels::op::{Linear, Part};
 use kernels::{Format, Pool};
-use prediction::PredictError;
+use prediction::{PredictError, Weights};
+use runner::synth::Synth;
+use runner::weights::{Lock, Options, Progress};
 use runner::{Gguf, SafeTensors};
 use serde_json::Value;
 
 use super::config::Config;
+use super::files::{About, Files, Role, at, format_of, only_gguf};
 use super::net::{Layer, Net};
 use super::tokenizer::{Tokenizer, Words};
 
@@ -21,11 +24,6 @@ use super::tokenizer::{Tokenizer, Words};
 pub struct Opened {
     pub config: Config,
     files: Files,
-}
-
-enum Files {
-    Gguf(Gguf),
-    Folder { path: PathBuf, tensors: SafeTensors },
 }
 
 /// How weights are kept, coarser and coarser.
@@ -48,53 +46,22 @@ impl Storage {
     }
 }
 
-/// A weight of the architecture. Its names in the two worlds stand in `names`.
-#[derive(Debug, Clone, Copy)]
-enum Role {
-    Embed,
-    Head,
-    Norm,
-    AttnNorm(usize),
-    Q(usize),
-    K(usize),
-    V(usize),
-    O(usize),
-    FfnNorm(usize),
-    Gate(usize),
-    Up(usize),
-    Down(usize),
-}
-
-/// (in GGUF, in safetensors)
-fn names(role: Role) -> (String, String) {
-    let of = |layer: usize, gguf: &str, folder: &str| {
-        (format!("blk.{layer}.{gguf}.weight"), format!("model.layers.{layer}.{folder}.weight"))
-    };
-    match role {
-        Role::Embed => ("token_embd.weight".into(), "model.embed_tokens.weight".into()),
-        Role::Head => ("output.weight".into(), "lm_head.weight".into()),
-        Role::Norm => ("output_norm.weight".into(), "model.norm.weight".into()),
-        Role::AttnNorm(layer) => of(layer, "attn_norm", "input_layernorm"),
-        Role::Q(layer) => of(layer, "attn_q", "self_attn.q_proj"),
-        Role::K(layer) => of(layer, "attn_k", "self_attn.k_proj"),
-        Role::V(layer) => of(layer, "attn_v", "self_attn.v_proj"),
-        Role::O(layer) => of(layer, "attn_output", "self_attn.o_proj"),
-        Role::FfnNorm(layer) => of(layer, "ffn_norm", "post_attention_layernorm"),
-        Role::Gate(layer) => of(layer, "ffn_gate", "mlp.gate_proj"),
-        Role::Up(layer) => of(layer, "ffn_up", "mlp.up_proj"),
-        Role::Down(layer) => of(layer, "ffn_down", "mlp.down_proj"),
-    }
-}
-
-/// One tensor as it lies in its file.
-struct Raw<'a> {
-    name: String,
-    format: Format,
-    shape: Vec<usize>,
-    bytes: Cow<'a, [u8]>,
+/// Tensors that read the same features, one below the other: (which, outputs).
+struct Stack {
+    parts: Vec<(Role, usize)>,
+    inputs: usize,
 }
 
 impl Opened {
+    /// Wherever they come from; what is not here yet is fetched.
+    pub fn of(weights: &Weights, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
+        match weights {
+            Weights::Path(path) => Self::open(path),
+            Weights::Locked { name, offline } => Self::open(&fetched(name, *offline, report)?),
+            Weights::Synth { shape, dtype, seed } => Self::synth(shape, dtype, *seed),
+        }
+    }
+
     /// A GGUF file, or a folder that holds one, or a folder with config.json and safetensors.
     pub fn open(path: &Path) -> Result<Self, PredictError> {
         if path.is_dir() {
@@ -114,6 +81,12 @@ impl Opened {
         }
     }
 
+    /// Random weights: nothing is made before it is asked for.
+    pub fn synth(shape: &str, dtype: &str, seed: u64) -> Result<Self, PredictError> {
+        let shape = super::ENTRY.shape(shape)?;
+        Self::with_config(Files::Synth(Synth::new(shape, dtype, seed)?))
+    }
+
     fn open_gguf(path: &Path) -> Result<Self, PredictError> {
         let file = Gguf::open(path)?;
         if let Some(parts) = file.get("split.count").and_then(runner::gguf::Value::as_u64).filter(|&parts| parts > 1) {
@@ -124,72 +97,90 @@ impl Opened {
     }
 
     fn open_folder(path: &Path) -> Result<Self, PredictError> {
-        let read = |name: &str| -> Result<Value, PredictError> {
-            let file = path.join(name);
-            let bytes = std::fs::read(&file).map_err(|error| at(&file, &error))?;
-            serde_json::from_slice(&bytes).map_err(|error| at(&file, &error))
-        };
-        let generation = path.join("generation_config.json").exists().then(|| read("generation_config.json"));
-        let config = Config::from_json(&read("config.json")?, generation.transpose()?.as_ref())?;
         let tensors = SafeTensors::open(path)?;
-        Ok(Self { config, files: Files::Folder { path: path.to_owned(), tensors } })
+        Self::with_config(Files::Folder { path: path.to_owned(), tensors })
+    }
+
+    fn with_config(files: Files) -> Result<Self, PredictError> {
+        let place = files.place();
+        let read = |name: &str| -> Result<Option<Value>, PredictError> {
+            let wrong = |why: &dyn std::fmt::Display| PredictError::Operator(format!("{place}/{name}: {why}"));
+            match files.beside(name) {
+                Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|error| wrong(&error)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(wrong(&error)),
+            }
+        };
+        let config = read("config.json")?;
+        let config = config.ok_or_else(|| PredictError::Operator(format!("{place}: config.json is missing")))?;
+        let config = Config::from_json(&config, read("generation_config.json")?.as_ref())?;
+        Ok(Self { config, files })
     }
 
     pub fn tokenizer(&self) -> Result<(Tokenizer, Words), PredictError> {
         match &self.files {
             Files::Gguf(file) => Tokenizer::from_gguf(file),
-            Files::Folder { path, .. } => Tokenizer::from_folder(path),
+            files => Tokenizer::from_files(&files.place(), |name| files.beside(name)),
+        }
+    }
+
+    /// What every figure from these weights has to say: that they are random. None where they are somebody's.
+    pub fn title(&self) -> Option<String> {
+        match &self.files {
+            Files::Synth(synth) => Some(synth.title()),
+            _ => None,
         }
     }
 
     /// Weights and caches of quantised files are f16 where nothing else is asked; plain ones are what they are.
     pub fn cache_dtype(&self, precision: Option<&str>) -> Result<DType, PredictError> {
-        let stored = match self.raw(Role::O(0))?.format {
+        let stored = match self.files.about(Role::O(0))?.format {
             Format::F32 if self.storage() == Storage::Plain => DType::F32,
             _ => DType::F16,
         };
-        let chosen = runner::device::precision(precision, stored)?;
+        let chosen = runner::device::precision(precision, stored, None)?;
         Ok(if chosen == DType::F32 { DType::F32 } else { DType::F16 })
     }
 
     /// Repacks every weight for the device. `precision` turns plain weights into that type; quantised blocks stay.
     pub fn net(&self, device: &Device, pool: &Arc<Pool>, precision: Option<&str>) -> Result<Net, PredictError> {
-        let Config { hidden, inner, layers, heads, kv_heads, head_dim, .. } = self.config;
+        let hidden = self.config.hidden;
         let loader = Loader { from: self, device, pool, precision };
-        let embed = loader.embedding(hidden)?;
-        let vocabulary = embed.out_features();
         let layer = |i: usize| -> Result<Layer, PredictError> {
             Ok(Layer {
                 attn_norm: loader.vector(Role::AttnNorm(i), hidden)?,
-                qkv: loader.stack(
-                    &[
-                        (Role::Q(i), heads * head_dim),
-                        (Role::K(i), kv_heads * head_dim),
-                        (Role::V(i), kv_heads * head_dim),
-                    ],
-                    hidden,
-                )?,
-                o: loader.stack(&[(Role::O(i), hidden)], heads * head_dim)?,
+                qkv: loader.linear(&self.qkv(i))?,
+                o: loader.linear(&self.o(i))?,
                 ffn_norm: loader.vector(Role::FfnNorm(i), hidden)?,
-                gate_up: loader.stack(&[(Role::Gate(i), inner), (Role::Up(i), inner)], hidden)?,
-                down: loader.stack(&[(Role::Down(i), hidden)], inner)?,
+                gate_up: loader.linear(&self.gate_up(i))?,
+                down: loader.linear(&self.down(i))?,
             })
         };
-        let layers = (0..layers).map(layer).collect::<Result<_, _>>()?;
-        let norm = loader.vector(Role::Norm, hidden)?;
-        let head = if self.config.tied { None } else { Some(loader.stack(&[(Role::Head, vocabulary)], hidden)?) };
-        Ok(Net { config: self.config.clone(), embed, layers, norm, head, device: device.clone(), pool: pool.clone() })
+        Ok(Net {
+            embed: loader.linear(&self.embed()?)?,
+            layers: (0..self.config.layers).map(layer).collect::<Result<_, _>>()?,
+            norm: loader.vector(Role::Norm, hidden)?,
+            head: self.head()?.map(|head| loader.linear(&head)).transpose()?,
+            config: self.config.clone(),
+            device: device.clone(),
+            pool: pool.clone(),
+        })
     }
 
-    /// Bytes of every weight as it lies in the files.
-    pub fn bytes(&self) -> Result<u64, PredictError> {
-        let layer = |i| {
-            use Role::*;
-            [AttnNorm(i), Q(i), K(i), V(i), O(i), FfnNorm(i), Gate(i), Up(i), Down(i)]
+    /// What `net` will hold, to the byte, from the headers alone.
+    pub fn net_bytes(&self, device: &Device, precision: Option<&str>) -> Result<u64, PredictError> {
+        let gains = 4 * self.config.hidden * (2 * self.config.layers + 1);
+        let layers = (0..self.config.layers).flat_map(|i| [self.qkv(i), self.o(i), self.gate_up(i), self.down(i)]);
+        let stacks = std::iter::once(self.embed()?).chain(layers).chain(self.head()?);
+        let bytes = |Stack { parts, inputs }: Stack| {
+            let part = |&(role, outputs): &(Role, usize)| {
+                let about = self.files.about(role)?.of_shape(&[outputs, inputs])?;
+                Ok((kept(about.format, precision, device)?, outputs))
+            };
+            let parts = parts.iter().map(part).collect::<Result<Vec<_>, PredictError>>()?;
+            Linear::bytes_for(&parts, inputs, device).map_err(|why| PredictError::Operator(why.to_string()))
         };
-        let head = (!self.config.tied).then_some(Role::Head);
-        let roles = (0..self.config.layers).flat_map(layer).chain([Role::Embed, Role::Norm]).chain(head);
-        roles.map(|role| Ok(self.raw(role)?.bytes.len() as u64)).sum()
+        stacks.map(bytes).sum::<Result<u64, _>>().map(|bytes| bytes + gains as u64)
     }
 
     /// The coarsest that any weight of the files is.
@@ -199,48 +190,86 @@ impl Opened {
         formats.map(Storage::of).max().unwrap_or(Storage::Plain)
     }
 
-    fn raw(&self, role: Role) -> Result<Raw<'_>, PredictError> {
-        let (gguf, folder) = names(role);
-        match &self.files {
-            Files::Gguf(file) => {
-                refuse_bias(file.has(&gguf.replace(".weight", ".bias")), &gguf)?;
-                let tensor = file.tensor(&gguf)?;
-                let format = format_of(tensor.kind).ok_or_else(|| {
-                    PredictError::Operator(format!("tensor {gguf} is {}; that format is not run", tensor.kind))
-                })?;
-                let (shape, bytes) = (tensor.shape.to_vec(), Cow::Borrowed(tensor.bytes));
-                let raw = Raw { name: gguf, format, shape, bytes };
-                Ok(match role {
-                    Role::Q(_) => raw.unpermuted(self.config.heads),
-                    Role::K(_) => raw.unpermuted(self.config.kv_heads),
-                    _ => raw,
-                })
-            }
-            Files::Folder { tensors, .. } => {
-                refuse_bias(tensors.has(&folder.replace(".weight", ".bias")), &folder)?;
-                let tensor = tensors.tensor(&folder)?;
-                let format = match tensor.dtype {
-                    DType::F32 => Format::F32,
-                    DType::F16 => Format::F16,
-                    DType::BF16 => Format::BF16,
-                    other => {
-                        let why = format!("tensor {folder} is {}; f32, f16 and bf16 are run", other.as_str());
-                        return Err(PredictError::Operator(why));
-                    }
-                };
-                Ok(Raw { name: folder, format, shape: tensor.shape.to_vec(), bytes: Cow::Borrowed(tensor.bytes) })
-            }
-        }
+    /// The rows of the embedding.
+    pub fn vocabulary(&self) -> Result<usize, PredictError> {
+        Ok(self.files.about(Role::Embed)?.shape.first().copied().unwrap_or(0))
     }
 
-    /// The weight is in memory in its own layout: its pages of the file need not be.
-    fn done(&self, role: Role) {
-        let (gguf, folder) = names(role);
-        match &self.files {
-            Files::Gguf(file) => file.advise_drop(&gguf),
-            Files::Folder { tensors, .. } => tensors.advise_drop(&folder),
-        }
+    fn embed(&self) -> Result<Stack, PredictError> {
+        Ok(Stack { parts: vec![(Role::Embed, self.vocabulary()?)], inputs: self.config.hidden })
     }
+
+    fn head(&self) -> Result<Option<Stack>, PredictError> {
+        let head = |outputs| Stack { parts: vec![(Role::Head, outputs)], inputs: self.config.hidden };
+        if self.config.tied { Ok(None) } else { self.vocabulary().map(head).map(Some) }
+    }
+
+    fn qkv(&self, i: usize) -> Stack {
+        let Config { hidden, heads, kv_heads, head_dim, .. } = self.config;
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        Stack { parts: vec![(Role::Q(i), queries), (Role::K(i), keys), (Role::V(i), keys)], inputs: hidden }
+    }
+
+    fn o(&self, i: usize) -> Stack {
+        let Config { hidden, heads, head_dim, .. } = self.config;
+        Stack { parts: vec![(Role::O(i), hidden)], inputs: heads * head_dim }
+    }
+
+    fn gate_up(&self, i: usize) -> Stack {
+        let Config { hidden, inner, .. } = self.config;
+        Stack { parts: vec![(Role::Gate(i), inner), (Role::Up(i), inner)], inputs: hidden }
+    }
+
+    fn down(&self, i: usize) -> Stack {
+        let Config { hidden, inner, .. } = self.config;
+        Stack { parts: vec![(Role::Down(i), hidden)], inputs: inner }
+    }
+
+    fn raw(&self, role: Role, shape: &[usize]) -> Result<Raw<'_>, PredictError> {
+        let About { name, format, .. } = self.files.about(role)?.of_shape(shape)?;
+        let raw = Raw { name, format, bytes: self.files.bytes(role)? };
+        Ok(match (&self.files, role) {
+            (Files::Gguf(_), Role::Q(_)) => raw.unpermuted(shape[0], self.config.heads),
+            (Files::Gguf(_), Role::K(_)) => raw.unpermuted(shape[0], self.config.kv_heads),
+            _ => raw,
+        })
+    }
+}
+
+/// Where an entry of the lock lies, fetched first if need be.
+fn fetched(name: &str, offline: bool, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
+    let lock = Lock::parse(super::ENTRY.lock)?;
+    let mirrors = runner::weights::mirrors(super::ENTRY.manifest, name)?;
+    let mut options = Options::from_env();
+    options.offline |= offline;
+    let mut tenths = 0;
+    runner::weights::ensure(lock.entry(name)?, &mirrors, &options, &mut |progress| match progress {
+        Progress::Waiting { file } => report(&format!("{file}: another process is fetching it")),
+        Progress::Trying { file, source } => report(&format!("{file}: asking {source}")),
+        Progress::Failed { file, source, why } => report(&format!("{file}: {source}: {why}")),
+        Progress::Bytes { file, source, done, total } => {
+            let now = done * 10 / total.max(1);
+            if now != tenths {
+                tenths = now;
+                report(&format!("{file}: {} of {} MB from {source}", done / 1_000_000, total / 1_000_000));
+            }
+        }
+    })
+}
+
+/// The format that a weight is kept in: a plain one in the precision asked for, or in one that the device has.
+fn kept(format: Format, precision: Option<&str>, device: &Device) -> Result<Format, PredictError> {
+    let stored = match format {
+        Format::F32 => DType::F32,
+        Format::F16 => DType::F16,
+        Format::BF16 => DType::BF16,
+        quantised => return Ok(quantised),
+    };
+    Ok(match runner::device::precision(precision, stored, runner::device::capability(device))? {
+        DType::F16 => Format::F16,
+        DType::BF16 => Format::BF16,
+        _ => Format::F32,
+    })
 }
 
 struct Loader<'a> {
@@ -251,62 +280,42 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// The rows of the embedding say how large the vocabulary is.
-    fn embedding(&self, hidden: usize) -> Result<Linear, PredictError> {
-        let rows = self.from.raw(Role::Embed)?.shape.first().copied().unwrap_or(0);
-        self.stack(&[(Role::Embed, rows)], hidden)
-    }
-
-    fn stack(&self, roles: &[(Role, usize)], inputs: usize) -> Result<Linear, PredictError> {
-        let raws = roles.iter().map(|&(role, outputs)| self.raw(role, &[outputs, inputs]));
-        let raws = raws.collect::<Result<Vec<_>, _>>()?;
-        let part = |(raw, &(_, out)): (_, &(Role, usize))| {
-            let Raw { format, bytes, .. }: &Raw = raw;
-            Part { format: *format, out, bytes }
+    fn linear(&self, stack: &Stack) -> Result<Linear, PredictError> {
+        let raw = |&(role, outputs): &(Role, usize)| {
+            let raw = self.from.raw(role, &[outputs, stack.inputs])?;
+            let format = kept(raw.format, self.precision, self.device)?;
+            Ok(raw.converted(format))
         };
-        let parts: Vec<Part> = raws.iter().zip(roles).map(part).collect();
-        let linear = Linear::stack(&parts, inputs, self.device, self.pool)
+        let raws = stack.parts.iter().map(raw).collect::<Result<Vec<_>, PredictError>>()?;
+        let parts = raws.iter().zip(&stack.parts);
+        let parts: Vec<_> = parts.map(|(raw, &(_, out))| Part { format: raw.format, out, bytes: &raw.bytes }).collect();
+        let linear = Linear::stack(&parts, stack.inputs, self.device, self.pool)
             .map_err(|error| PredictError::Operator(format!("tensor {}: {error}", raws[0].name)))?;
-        roles.iter().for_each(|&(role, _)| self.from.done(role));
+        stack.parts.iter().for_each(|&(role, _)| self.from.files.done(role));
         Ok(linear)
     }
 
     /// A gain per feature, as f32.
     fn vector(&self, role: Role, size: usize) -> Result<Tensor, PredictError> {
-        let raw = self.from.raw(role)?.of_shape(&[size])?;
+        let raw = self.from.raw(role, &[size])?;
         let values = raw.to_f32().ok_or_else(|| {
             PredictError::Operator(format!("tensor {} is {}; gains are f32, f16 or bf16", raw.name, raw.format.name()))
         })?;
         Tensor::from_vec(values, size, self.device).map_err(|error| PredictError::Operator(error.to_string()))
     }
-
-    fn raw(&self, role: Role, shape: &[usize]) -> Result<Raw<'_>, PredictError> {
-        let raw = self.from.raw(role)?.of_shape(shape)?;
-        match (self.precision, raw.format) {
-            (Some("f32"), Format::F16 | Format::BF16) => Ok(raw.converted(Format::F32)),
-            (Some("f16"), Format::F32 | Format::BF16) => Ok(raw.converted(Format::F16)),
-            (Some("bf16"), Format::F32 | Format::F16) => Ok(raw.converted(Format::BF16)),
-            _ => Ok(raw),
-        }
-    }
 }
 
-impl<'a> Raw<'a> {
-    fn of_shape(self, expected: &[usize]) -> Result<Self, PredictError> {
-        if self.shape == expected {
-            return Ok(self);
-        }
-        let Self { name, shape, .. } = self;
-        Err(PredictError::Operator(format!("tensor {name} is {shape:?}; the config needs {expected:?}")))
-    }
+/// One tensor in hand.
+struct Raw<'a> {
+    name: String,
+    format: Format,
+    bytes: Cow<'a, [u8]>,
+}
 
+impl Raw<'_> {
     /// GGUF keeps the rows of q and k in interleaved rotary pairs; the two halves of each head are wanted. Rows are whole
     /// blocks, so that this moves bytes.
-    fn unpermuted(self, heads: usize) -> Self {
-        let rows = self.shape[0];
-        if !rows.is_multiple_of(2 * heads) {
-            return self; // Of the wrong shape: refused by `of_shape`.
-        }
+    fn unpermuted(self, rows: usize, heads: usize) -> Self {
         let (row, half) = (self.bytes.len() / rows, rows / heads / 2);
         let mut bytes = Vec::with_capacity(self.bytes.len());
         for head in 0..heads {
@@ -334,6 +343,9 @@ impl<'a> Raw<'a> {
     }
 
     fn converted(self, format: Format) -> Self {
+        if format == self.format {
+            return self;
+        }
         let Some(values) = self.to_f32() else { return self };
         let bytes: Vec<u8> = match format {
             Format::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
@@ -342,50 +354,4 @@ impl<'a> Raw<'a> {
         };
         Self { format, bytes: Cow::Owned(bytes), ..self }
     }
-}
-
-fn refuse_bias(there: bool, name: &str) -> Result<(), PredictError> {
-    if there {
-        return Err(PredictError::Operator(format!("tensor {name} comes with a bias; Llamas with biases are not run")));
-    }
-    Ok(())
-}
-
-fn at(path: &Path, why: &dyn std::fmt::Display) -> PredictError {
-    PredictError::Operator(format!("{}: {why}", path.display()))
-}
-
-/// The GGUF file of a folder without config.json; several would leave a choice.
-fn only_gguf(folder: &Path) -> Result<Option<PathBuf>, PredictError> {
-    if folder.join("config.json").exists() {
-        return Ok(None);
-    }
-    let entries = std::fs::read_dir(folder).map_err(|error| at(folder, &error))?;
-    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let mut files: Vec<_> = paths.filter(|path| path.extension().is_some_and(|e| e == "gguf")).collect();
-    match (files.pop(), files.len()) {
-        (None, _) => Err(at(folder, &"holds neither config.json nor a .gguf file")),
-        (Some(file), 0) => Ok(Some(file)),
-        (_, more) => Err(at(folder, &format!("holds {} .gguf files; name one of them", more + 1))),
-    }
-}
-
-fn format_of(kind: runner::GgmlType) -> Option<Format> {
-    use runner::GgmlType as G;
-    Some(match kind {
-        G::F32 => Format::F32,
-        G::F16 => Format::F16,
-        G::BF16 => Format::BF16,
-        G::Q4_0 => Format::Q4_0,
-        G::Q4_1 => Format::Q4_1,
-        G::Q5_0 => Format::Q5_0,
-        G::Q5_1 => Format::Q5_1,
-        G::Q8_0 => Format::Q8_0,
-        G::Q2_K => Format::Q2_K,
-        G::Q3_K => Format::Q3_K,
-        G::Q4_K => Format::Q4_K,
-        G::Q5_K => Format::Q5_K,
-        G::Q6_K => Format::Q6_K,
-        _ => return None,
-    })
 }

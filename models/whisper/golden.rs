@@ -81,12 +81,13 @@ pub fn compare(
     weights: &Path,
     inputs: &[PathBuf],
     golden: &Path,
+    device: &Device,
     out: &mut dyn Write,
 ) -> Result<bool, PredictError> {
     let [audio] = inputs else {
         return Err(PredictError::Operator(format!("one audio file is compared; {} were given", inputs.len())));
     };
-    let errors = errors(&Opened::open(weights)?, audio, &Golden::read(golden)?, DType::F32)?;
+    let errors = errors(&Opened::open(weights)?, audio, &Golden::read(golden)?, device, DType::F32)?;
     let failed = |error: std::io::Error| PredictError::Operator(format!("the result cannot be written: {error}"));
     let mut good = errors.tokens == 0;
     for (name, error, allowed) in [
@@ -103,9 +104,15 @@ pub fn compare(
     Ok(good)
 }
 
-pub fn errors(opened: &Opened, audio: &Path, golden: &Golden, precision: DType) -> Result<Errors, PredictError> {
+pub fn errors(
+    opened: &Opened,
+    audio: &Path,
+    golden: &Golden,
+    device: &Device,
+    precision: DType,
+) -> Result<Errors, PredictError> {
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
-    let net = opened.net(&Device::Cpu, &pool, precision)?;
+    let net = opened.net(device, &pool, precision)?;
     let specials = Specials::of(&net.config);
     let mel = Arc::new(Mel::new(net.config.mels));
     let mut scan = Scan::open(Source::File(audio.to_owned()), &mel)?;

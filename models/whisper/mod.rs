@@ -40,4 +40,5 @@ pub const ENTRY: crate::Entry = crate::Entry {
     manifest: include_str!("cog.yaml"),
     bench: bench::run,
     golden: golden::compare,
+    synth: &[],
 };

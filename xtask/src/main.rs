@@ -2,6 +2,7 @@
 
 mod bench;
 mod clients;
+mod cuda;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -9,6 +10,8 @@ use std::process::{Command, ExitCode};
 const HELP: &str = "\
 cargo xtask test                          everything that must be green: format, lints, clients, weights, tests
 cargo xtask golden llama WEIGHTS GOLDEN   compare a model with goldens; prints the largest relative error per tensor
+cargo xtask golden whisper WEIGHTS AUDIO GOLDEN
+cargo xtask cuda [--family 75|80]         the executables for GPUs; needs a CUDA toolkit, no GPU
 cargo xtask bench [NAME]                  criterion benches, all or one
 cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios";
 
@@ -20,7 +23,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["test"] => test(),
-        ["golden", model, weights, golden] => run_golden(model, weights, golden),
+        ["golden", words @ ..] if words.len() >= 3 => run_golden(words),
+        ["cuda", rest @ ..] => cuda::build(rest),
         ["bench", "--peer", "llama", rest @ ..] => bench::peer_llama(rest),
         ["bench", rest @ ..] => bench::criterion(rest),
         _ => Err(HELP.to_owned()),
@@ -45,8 +49,8 @@ fn test() -> Outcome {
     cargo(&["test", "--release", "--workspace"])
 }
 
-fn run_golden(model: &str, weights: &str, golden: &str) -> Outcome {
-    cargo(&["run", "--release", "--quiet", "--package", "pinion", "--example", "golden", "--", model, weights, golden])
+fn run_golden(words: &[&str]) -> Outcome {
+    cargo(&[&["run", "--release", "--quiet", "--package", "pinion", "--", "golden"], words].concat())
 }
 
 fn cargo(words: &[&str]) -> Outcome {

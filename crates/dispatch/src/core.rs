@@ -12,10 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, Instant};
 
 use crate::live::{Live, Stage};
+use crate::place::{Place, next_frame};
 use crate::recover::{Verdict, verdict};
 use crate::target::Target;
-use crate::timers::{Due, Timers};
-use crate::{Health, Launch, Link, Settings, SubmitError};
+use crate::timers::{Due, Key, Timers};
+use crate::{Health, Launch, Settings, SubmitError};
 
 /// Leases asked for at once.
 const LEASE_BATCH: usize = 256;
@@ -24,6 +25,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Before leases are asked for again after the store failed.
 const LEASE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Before it come those that are wanted unasked.
+const FIRST_ARRIVAL: u64 = 1;
 
 /// What is said to the core.
 pub enum Said {
@@ -61,17 +65,21 @@ pub struct Core {
     pub reports: mpsc::WeakUnboundedSender<Said>,
     pub live: HashMap<Id, Live>,
     pub targets: BTreeMap<String, Target>,
-    pub link: Option<Link>,
-    /// Launches that failed or did not live to say hello, in a row.
-    pub lost_launches: u32,
-    /// Looks since the worker said something.
-    pub silent_looks: u32,
+    /// One per device, in the order of the settings.
+    pub places: Vec<Place>,
     pub timers: Timers,
+    /// Something happened that may let somebody in, or that people should see.
+    pub changed: bool,
+    /// When something has to be unloaded or may be loaded again.
+    pub route_timer: Option<(Instant, Key)>,
+    /// Predictions that came so far.
+    arrivals: u64,
     pub flush_set: bool,
     pub positions_set: bool,
     leasing: Leasing,
     pub draining: Option<Draining>,
-    pub health: Arc<Mutex<Health>>,
+    /// As of the given moment.
+    pub health: Arc<Mutex<(Health, Instant)>>,
 }
 
 impl Core {
@@ -81,13 +89,11 @@ impl Core {
         launch: Arc<dyn Launch>,
         settings: Settings,
         reports: mpsc::WeakUnboundedSender<Said>,
-        health: Arc<Mutex<Health>>,
+        health: Arc<Mutex<(Health, Instant)>>,
     ) -> Self {
-        let targets = settings
-            .served
-            .iter()
-            .map(|served| (served.spec.target.clone(), Target::new(served.spec.clone())))
-            .collect();
+        let targets =
+            settings.served.iter().map(|served| (served.spec.target.clone(), Target::new(served.clone()))).collect();
+        let places = settings.devices.iter().map(Place::new).collect();
         let mut timers = Timers::default();
         timers.add(Instant::now() + RENEW_EVERY, Due::Renew);
         timers.add(Instant::now() + SWEEP_EVERY, Due::Sweep);
@@ -99,10 +105,11 @@ impl Core {
             reports,
             live: HashMap::new(),
             targets,
-            link: None,
-            lost_launches: 0,
-            silent_looks: 0,
+            places,
             timers,
+            changed: true,
+            route_timer: None,
+            arrivals: FIRST_ARRIVAL,
             flush_set: false,
             positions_set: false,
             leasing: Leasing::default(),
@@ -125,23 +132,31 @@ impl Core {
     }
 
     pub async fn run(mut self, mut said: mpsc::UnboundedReceiver<Said>) {
-        self.launch();
+        (0..self.places.len()).for_each(|place| self.launch(place));
         self.look_later();
+        let mut first = 0;
         loop {
-            self.show_health();
+            if std::mem::take(&mut self.changed) {
+                self.route();
+                self.show_health();
+            }
             let due = self.timers.next();
             tokio::select! {
                 said = said.recv() => match said {
                     Some(said) => self.hear(said),
                     None => return,
                 },
-                frame = next_frame(&mut self.link) => self.heard(frame),
+                (place, frame) = next_frame(&mut self.places, first) => {
+                    first = place + 1;
+                    self.heard(place, frame);
+                }
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.ring(),
             }
         }
     }
 
     fn hear(&mut self, said: Said) {
+        self.changed = true;
         match said {
             Said::Submit(request, answer) => self.submit(*request, answer),
             Said::Cancel(id, here, ended) => self.cancel(&id, here, ended),
@@ -154,13 +169,15 @@ impl Core {
         }
     }
 
-    fn heard(&mut self, frame: Option<FromWorker>) {
+    fn heard(&mut self, place: usize, frame: Option<FromWorker>) {
+        // What a step emitted changes nothing for those who wait, unless somebody ended: `leave` sees that.
+        self.changed |= !matches!(frame, Some(FromWorker::Events(_) | FromWorker::Heartbeat));
         match frame {
             Some(frame) => {
-                self.silent_looks = 0;
-                self.frame(frame);
+                self.places[place].silent_looks = 0;
+                self.frame(place, frame);
             }
-            None => self.worker_lost("the worker was lost"),
+            None => self.worker_lost(place, "the worker was lost"),
         }
         self.drained_yet();
     }
@@ -168,12 +185,14 @@ impl Core {
     fn ring(&mut self) {
         let now = Instant::now();
         while let Some(due) = self.timers.take(now) {
+            self.changed = true;
             match due {
                 Due::Flush => self.flush_all(),
                 Due::Renew => self.renew(),
                 Due::Sweep => self.sweep(),
                 Due::Lease => self.want_leases(),
-                Due::Launch => self.launch(),
+                Due::Launch(place) => self.launch(place),
+                Due::Route => self.route_timer = None,
                 Due::Look => self.look(),
                 Due::Positions => self.say_positions(),
                 Due::Deadline(id) => self.deadline(&id),
@@ -226,6 +245,38 @@ impl Core {
             self.enqueue(id);
         }
         self.drained_yet();
+    }
+
+    /// A prediction whose lease we have takes its place in the queue of its target.
+    fn enqueue(&mut self, id: &Id) {
+        let now = Instant::now();
+        let Some(live) = self.live.get_mut(id) else { return };
+        live.stage = Stage::Waiting;
+        live.waiting_since = now;
+        self.arrivals += 1;
+        live.arrived = self.arrivals;
+        if let Some(outcome) = live.stop.take() {
+            return self.finish(id, outcome);
+        }
+        if let Some(deadline) = live.deadline {
+            let Some(left) = u64::try_from(deadline.0 - Timestamp::now().0).ok().filter(|left| *left > 0) else {
+                return self.deadline(id);
+            };
+            let at = now + Duration::from_micros(left);
+            live.deadline_timer = Some(self.timers.add(at, Due::Deadline(id.clone())));
+        }
+        let target = live.target.clone();
+        if !self.targets.contains_key(&target) {
+            let error = format!("{target} is not served here any more");
+            return self.finish(id, Outcome::Failed { error });
+        }
+        if let Some(hopeless) = self.hopeless(&target, now) {
+            return self.finish(id, Outcome::Failed { error: hopeless.refusal(now) });
+        }
+        if let Some(there) = self.targets.get_mut(&target) {
+            there.queue.push_back(id.clone());
+        }
+        self.log_joining(&target, id);
     }
 
     /// Asks for leases on whatever nobody holds.
@@ -333,11 +384,6 @@ impl Core {
         });
     }
 
-    /// Accepted and not inside the worker.
-    pub fn waiting(&self) -> u64 {
-        self.live.values().filter(|live| live.is_waiting()).count() as u64
-    }
-
     /// Numbers an event, tells the live readers, and sees that the store hears of it soon.
     pub fn say(&mut self, id: &Id, at: Timestamp, event: Event) {
         let Some(live) = self.live.get_mut(id) else { return };
@@ -348,17 +394,5 @@ impl Core {
 
     pub fn log(&mut self, id: &Id, line: &str) {
         self.say(id, Timestamp::now(), Event::Log(line.to_owned()));
-    }
-
-    fn show_health(&self) {
-        let health = Health { devices: Vec::new(), targets: Vec::new(), waiting: self.waiting() };
-        *self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = health;
-    }
-}
-
-async fn next_frame(link: &mut Option<Link>) -> Option<FromWorker> {
-    match link {
-        Some(link) => link.from.recv().await,
-        None => std::future::pending().await,
     }
 }

@@ -1,19 +1,24 @@
-//! Who runs next and where: one in-process owner of every live prediction. It gives each to a worker in arrival order,
-//! numbers what comes back, tells the live readers at once and the store in batches.
+//! Who runs next and where: one in-process owner of every live prediction. It gives each to a worker in arrival order, has
+//! models loaded and unloaded for that, numbers what comes back, tells the live readers at once and the store in batches.
 //!
 //! Refuses to know HTTP, models and how a worker is run: a thread or a process looks the same through a `Link`.
 
 mod core;
-mod drive;
 mod health;
+mod hear;
 mod link;
 mod live;
+mod lose;
+mod place;
 mod recover;
+mod residency;
+mod route;
 mod settings;
 mod silence;
 mod stop;
 mod target;
 mod timers;
+mod wait;
 mod write;
 
 use std::sync::{Arc, Mutex};
@@ -23,6 +28,7 @@ use prediction::{Id, Prediction, Request};
 use store::feed::Feed;
 use store::{CancelOutcome, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::core::{Core, Said};
 pub use health::{DeviceHealth, Health, ModelHealth, ModelState, TargetHealth};
@@ -49,11 +55,11 @@ pub struct Dispatch {
     core: mpsc::UnboundedSender<Said>,
     store: Arc<dyn Store>,
     feed: Feed,
-    health: Arc<Mutex<Health>>,
+    health: Arc<Mutex<(Health, Instant)>>,
 }
 
 impl Dispatch {
-    /// Recovers what an earlier life of this data directory left, launches the worker and begins. When this returns,
+    /// Recovers what an earlier life of this data directory left, launches the workers and begins. When this returns,
     /// every unfinished prediction is live in the feed.
     pub async fn start(
         store: Arc<dyn Store>,
@@ -62,7 +68,7 @@ impl Dispatch {
         settings: Settings,
     ) -> Result<Self, StoreError> {
         let (said, hear) = mpsc::unbounded_channel();
-        let health = Arc::new(Mutex::new(Health::default()));
+        let health = Arc::new(Mutex::new((Health::default(), Instant::now())));
         let mut core = Core::new(store.clone(), feed.clone(), launch, settings, said.downgrade(), health.clone());
         core.recover().await?;
         tokio::spawn(core.run(hear));
@@ -90,8 +96,13 @@ impl Dispatch {
         self.feed.snapshot(id).await
     }
 
+    /// How things stand.
     pub fn health(&self) -> Health {
-        self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        let (mut health, at) = self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        let since = at.elapsed().as_secs();
+        let models = health.devices.iter_mut().flat_map(|device| &mut device.models);
+        models.filter_map(|model| model.idle_seconds.as_mut()).for_each(|seconds| *seconds += since);
+        health
     }
 
     /// For shutdown: nothing new is accepted or started, what runs may finish, everything said is stored.

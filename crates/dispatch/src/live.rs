@@ -31,6 +31,10 @@ pub struct Live {
     pub attempt: u32,
     /// Labels what the worker says: the attempt it was admitted with.
     pub admitted_as: u32,
+    /// The place it runs in; means nothing while it does not.
+    pub place: usize,
+    /// When it came, as a number: those that wait are served in this order.
+    pub arrived: u64,
     /// How often it was given to a worker in this process.
     pub runs: u32,
     /// The last number given.
@@ -62,6 +66,8 @@ impl Live {
             stage: Stage::Creating,
             attempt: 0,
             admitted_as: 0,
+            place: 0,
+            arrived: 0,
             runs: 0,
             seq: 0,
             started: false,

@@ -1,5 +1,7 @@
 //! What dispatch is told once: devices, what is served on them, and limits. Refuses to know where that was written down.
 
+use std::fmt;
+
 use prediction::LoadSpec;
 
 use crate::Silence;
@@ -76,6 +78,15 @@ pub enum On {
     Any,
     /// `cpu`, `cuda` (any of these) or `cuda:N`.
     Device(String),
+}
+
+impl fmt::Display for On {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any device"),
+            Self::Device(device) => f.write_str(device),
+        }
+    }
 }
 
 impl On {

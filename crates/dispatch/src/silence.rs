@@ -7,7 +7,7 @@
 use tokio::time::{Duration, Instant};
 
 use crate::core::Core;
-use crate::target::State;
+use crate::place::State;
 use crate::timers::Due;
 
 /// Looks within the shortest silence that is held against a worker.
@@ -36,18 +36,30 @@ impl Core {
         }
     }
 
-    /// Ends a worker that has said nothing in all the looks of its allowance.
+    /// Ends every worker that has said nothing in all the looks of its allowance.
     pub fn look(&mut self) {
         self.look_later();
-        let Some(silence) = self.settings.silence.filter(|_| self.link.is_some()) else { return };
-        let loading = self.targets.values().any(|there| matches!(there.state, State::Loading { .. }));
-        let seconds = if loading { silence.load_seconds.max(silence.worker_seconds) } else { silence.worker_seconds };
-        // The first look came at any moment of the first interval.
-        if silence.look_every() * self.silent_looks >= Duration::from_secs(seconds) {
-            tracing::error!(seconds, loading, "the worker has not answered for this long; it is ended");
-            self.worker_lost("the worker stopped answering");
-        } else {
-            self.silent_looks += 1;
+        let Some(silence) = self.settings.silence else { return };
+        for index in 0..self.places.len() {
+            let place = &mut self.places[index];
+            if place.link.is_none() {
+                continue;
+            }
+            let loading = place.models.values().any(|model| matches!(model.state, State::Loading { .. }));
+            let seconds =
+                if loading { silence.load_seconds.max(silence.worker_seconds) } else { silence.worker_seconds };
+            // The first look came at any moment of the first interval.
+            if silence.look_every() * place.silent_looks >= Duration::from_secs(seconds) {
+                tracing::error!(
+                    device = place.device,
+                    seconds,
+                    loading,
+                    "no answer for this long; the worker is ended"
+                );
+                self.worker_lost(index, "the worker stopped answering");
+            } else {
+                place.silent_looks += 1;
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ impl Core {
             Stage::Creating | Stage::Created => drop(live.stop.get_or_insert(outcome)),
             Stage::Running if live.stop.is_none() => {
                 live.stop = Some(outcome);
-                self.tell(ToWorker::Cancel { id: id.clone() });
+                self.places[live.place].tell(ToWorker::Cancel { id: id.clone() });
             }
             Stage::Running => {}
         }
@@ -61,7 +61,7 @@ impl Core {
         self.draining = Some(Draining { asked: vec![asked], ..Draining::default() });
         self.timers.add(Instant::now() + Duration::from_secs(self.settings.drain_seconds), Due::DrainLimit);
         self.flush_all();
-        self.tell(ToWorker::Drain);
+        self.places.iter().for_each(|place| place.tell(ToWorker::Drain));
         self.drained_yet();
     }
 
@@ -78,7 +78,7 @@ impl Core {
                 live.stage = Stage::Waiting;
             }
         }
-        self.tell(ToWorker::Exit);
+        self.places.iter().for_each(|place| place.tell(ToWorker::Exit));
         self.flush_all();
         self.timers.add(Instant::now() + LAST_WORDS, Due::DrainGivesUp);
         self.drained_yet();
@@ -115,7 +115,7 @@ impl Core {
     }
 
     pub fn released(&mut self) {
-        self.link = None;
+        self.places.iter_mut().for_each(|place| place.link = None);
         if let Some(draining) = &mut self.draining {
             draining.done = true;
             for asked in draining.asked.drain(..) {

@@ -1,91 +1,73 @@
-//! What is loaded, and who waits for it. Knows no store and no worker.
+//! A model that is asked for: who waits for it, and for what. Knows no store and no worker.
 
 use std::collections::VecDeque;
 
-use prediction::{Id, LoadSpec};
-use tokio::time::{Duration, Instant};
+use prediction::Id;
 
-/// After a failed load, the first pause before another is tried; doubled each time up to the limit.
-const BACK_OFF: Duration = Duration::from_secs(1);
-const BACK_OFF_LIMIT: Duration = Duration::from_secs(30);
-/// Between two lines of load progress in the logs of those who wait.
-const LINE_PAUSE: Duration = Duration::from_secs(2);
-
-pub enum State {
-    NotLoaded,
-    Loading { line: String, said_at: Option<Instant> },
-    Loaded { bytes: u64, capacity: u32 },
-    Failed { why: String, until: Instant },
-}
+use crate::Served;
 
 pub struct Target {
-    pub spec: LoadSpec,
-    pub state: State,
+    pub served: Served,
     /// In arrival order.
     pub queue: VecDeque<Id>,
-    pub active: u32,
-    /// Loads that failed since the last that did not.
-    failures: u32,
-    /// Workers that were lost while they loaded it, since it was last loaded.
-    pub lost_loading: u32,
+    /// The most that it was ever said or measured to take.
+    pub bytes: Option<u64>,
+    /// To be loaded though nobody asks: it is pinned or preloaded, and is not there yet or was lost.
+    pub wanted: bool,
+    /// What keeps its queue from being let in, other than the model being full.
+    pub waits: Option<Waits>,
+}
+
+/// What a queue waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waits {
+    /// `memory: …`, for people.
+    pub line: String,
+    /// What it is about: while this is the same, the line is not said again.
+    about: String,
+    /// Whether it stands in the logs.
+    pub logged: bool,
+}
+
+impl Waits {
+    /// For a worker that is being started: soon over, and not worth a line.
+    pub fn worker(devices: &str) -> Self {
+        let line = format!("a worker on {devices}");
+        Self { about: line.clone(), line, logged: false }
+    }
+
+    pub fn device(device: &str, what: &str) -> Self {
+        let line = format!("{device}: {what}");
+        Self { about: line.clone(), line, logged: true }
+    }
+
+    /// `free` of `budget` bytes, and who has the rest; `who` are the names in it.
+    pub fn memory(target: &str, needs: u64, free: u64, budget: u64, by: &str, who: &[String]) -> Self {
+        let line = format!("memory: {target} needs {needs} bytes, {free} of {budget} are free; {by}");
+        Self { about: format!("memory {}", who.join(" ")), line, logged: true }
+    }
+
+    pub fn log_line(&self) -> String {
+        format!("waiting for {}\n", self.line)
+    }
 }
 
 impl Target {
-    pub fn new(spec: LoadSpec) -> Self {
-        Self { spec, state: State::NotLoaded, queue: VecDeque::new(), active: 0, failures: 0, lost_loading: 0 }
+    pub fn new(served: Served) -> Self {
+        let wanted = served.pinned || served.preload;
+        Self { served, queue: VecDeque::new(), bytes: None, wanted, waits: None }
     }
 
-    pub fn has_room(&self) -> bool {
-        matches!(self.state, State::Loaded { capacity, .. } if self.active < capacity)
+    /// A size that was heard of: it never needs to be asked for less again.
+    pub fn takes(&mut self, bytes: u64) {
+        self.bytes = self.bytes.max(Some(bytes));
     }
 
-    /// Whether a load should be asked for now.
-    pub fn may_load(&self, now: Instant) -> bool {
-        match &self.state {
-            State::NotLoaded => true,
-            State::Failed { until, .. } => *until <= now,
-            State::Loading { .. } | State::Loaded { .. } => false,
-        }
-    }
-
-    /// Why a new prediction fails at once: a load failed a moment ago and the next is not tried yet.
-    pub fn refuses(&self, now: Instant) -> Option<String> {
-        match &self.state {
-            State::Failed { why, until } if now < *until => {
-                let seconds = (*until - now).as_secs_f64().ceil();
-                Some(format!("{why} (loading is tried again in {seconds} s)"))
-            }
-            _ => None,
-        }
-    }
-
-    pub fn loading(&mut self) {
-        self.state = State::Loading { line: String::new(), said_at: None };
-    }
-
-    /// Takes a line of progress; whether it is time to put it in the logs.
-    pub fn progress(&mut self, new: String, now: Instant) -> bool {
-        let State::Loading { line, said_at } = &mut self.state else { return false };
-        if *line == new {
-            return false;
-        }
-        *line = new;
-        let due = said_at.is_none_or(|at| now >= at + LINE_PAUSE);
-        if due {
-            *said_at = Some(now);
-        }
-        due
-    }
-
-    pub fn loaded(&mut self, bytes: u64, capacity: u32) {
-        self.state = State::Loaded { bytes, capacity };
-        (self.failures, self.lost_loading) = (0, 0);
-    }
-
-    pub fn failed(&mut self, why: String, now: Instant) {
-        let pause = BACK_OFF.saturating_mul(1 << self.failures.min(10)).min(BACK_OFF_LIMIT);
-        self.failures += 1;
-        self.lost_loading = 0;
-        self.state = State::Failed { why, until: now + pause };
+    /// Notes what it waits for; the line for the logs of those who wait, if that is news.
+    pub fn wait_for(&mut self, waits: Option<Waits>) -> Option<String> {
+        let about = |waits: &Option<Waits>| waits.as_ref().map(|waits| waits.about.clone());
+        let news = about(&waits) != about(&self.waits);
+        self.waits = waits;
+        self.waits.as_ref().filter(|waits| news && waits.logged).map(Waits::log_line)
     }
 }

@@ -14,9 +14,11 @@ pub enum Due {
     Sweep,
     /// Ask for leases again after the store failed.
     Lease,
-    /// Start a worker in place of the lost one.
-    Launch,
-    /// See whether the worker has said anything.
+    /// Start a worker in this place, where the one before was lost.
+    Launch(usize),
+    /// A model has been idle for long enough, or may be loaded again.
+    Route,
+    /// See whether the workers have said anything.
     Look,
     /// Tell those who wait how many are before them.
     Positions,

@@ -1,5 +1,6 @@
 //! From the core to the store: events in batches, the last one durable before anybody hears of it.
 
+use prediction::frame::ToWorker;
 use prediction::{Event, Id, Numbered, Outcome, Timestamp};
 use store::feed::Feed;
 use store::{Appended, Store};
@@ -36,10 +37,9 @@ impl Core {
         for timer in [live.deadline_timer.take(), live.run_timer.take()].into_iter().flatten() {
             self.timers.remove(timer);
         }
-        let target = live.target.clone();
-        self.leave(&target, id, before);
+        let (target, place) = (live.target.clone(), live.place);
+        self.leave(&target, id, before, place);
         self.flush(id);
-        self.fill(&target);
     }
 
     pub fn flush_soon(&mut self) {
@@ -106,11 +106,10 @@ impl Core {
             self.timers.remove(timer);
         }
         if live.stage == Stage::Running {
-            self.tell(prediction::frame::ToWorker::Cancel { id: id.clone() });
+            self.places[live.place].tell(ToWorker::Cancel { id: id.clone() });
         }
-        self.leave(&live.target, id, live.stage);
+        self.leave(&live.target, id, live.stage, live.place);
         self.feed.forget(id);
-        self.fill(&live.target);
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use prediction::{LoadSpec, Weights};
-use runner::weights::{Entry, Lock, Source};
+use runner::weights::{Entry, Lock, Options, Source};
 use schema::ModelSchema;
 use schema::config::{Config, Served, WeightsFrom};
 use serde_json::json;
@@ -14,6 +14,9 @@ use crate::failure::Failure;
 
 /// What is served when no file is named.
 const DEFAULT_COG_YAML: &str = include_str!("../../../cog.yaml");
+
+/// Whoever wants other random values writes them to a folder.
+const SYNTH_SEED: u64 = 0;
 
 /// The word that names another file.
 #[derive(Args)]
@@ -61,6 +64,23 @@ impl Deployment {
         Ok(Self { config, offers })
     }
 
+    /// One model of random weights, for measuring: its name and description say so. `dtype`: as the real weights are
+    /// published, unless one is named.
+    pub fn synth(shape: &str, dtype: Option<&str>) -> Result<Self, Failure> {
+        let (model, shape) = models::Entry::of_shape(shape)?;
+        let mut served = json!({
+            "name": format!("{}-random-weights", shape.name),
+            "model": model.name,
+            "synth": shape.name,
+            "description": format!("RANDOM WEIGHTS of a true shape, for measuring: what it says means nothing. {}", shape.about),
+        });
+        if let Some(dtype) = dtype {
+            served["precision"] = dtype.into();
+        }
+        // JSON is YAML.
+        Self::read(&json!({"native": {"models": [served]}}).to_string())
+    }
+
     /// By short name or by one of its `owner/name`s.
     pub fn find(&self, name: &str) -> Result<&Offer, Failure> {
         let matches = |offer: &&Offer| offer.served.name == name || offer.served.names.iter().any(|n| n == name);
@@ -80,6 +100,10 @@ fn offer(served: &Served) -> Result<Offer, Failure> {
     let schema = (model.schema)().with_defaults(&served.defaults).map_err(here)?;
     let locked = match &served.weights {
         WeightsFrom::Path(_) => None,
+        WeightsFrom::Synth(shape) => {
+            model.shape(shape).map_err(|error| here(error.to_string()))?;
+            None
+        }
         WeightsFrom::Locked(name) => Some(locked(model, name).map_err(|failure| here(failure.to_string()))?),
     };
     Ok(Offer { served: served.clone(), model, schema, locked })
@@ -99,9 +123,17 @@ impl Offer {
             (Some(path), _) => Weights::Path(path),
             (None, WeightsFrom::Path(path)) => Weights::Path(path.clone()),
             (None, WeightsFrom::Locked(name)) => Weights::Locked { name: name.clone(), offline: false },
+            (None, WeightsFrom::Synth(shape)) => {
+                Weights::Synth { shape: shape.clone(), dtype: self.synth_dtype(shape).to_owned(), seed: SYNTH_SEED }
+            }
         };
         LoadSpec {
-            device: self.served.device.clone().unwrap_or_else(|| "cpu".into()),
+            device: match self.served.device.as_deref() {
+                None => "cpu".into(),
+                // Any GPU; whoever has several chooses.
+                Some("cuda") => "cuda:0".into(),
+                Some(device) => device.into(),
+            },
             precision: self.served.precision.clone(),
             context_tokens: self.served.context_tokens,
             concurrency: self.served.concurrency,
@@ -111,11 +143,32 @@ impl Offer {
         }
     }
 
+    /// What random weights of this shape are made in.
+    fn synth_dtype(&self, shape: &str) -> &str {
+        let usual = || self.model.shape(shape).map_or("bf16", |shape| shape.dtype);
+        self.served.precision.as_deref().unwrap_or_else(usual)
+    }
+
+    /// As dispatch is told of it.
+    pub fn resident(&self) -> dispatch::Served {
+        let Served { device, pinned, preload, keep_alive_seconds, .. } = &self.served;
+        dispatch::Served {
+            on: device.clone().map_or(dispatch::On::Any, dispatch::On::Device),
+            pinned: *pinned,
+            preload: *preload,
+            keep_alive_seconds: *keep_alive_seconds,
+            ..dispatch::Served::new(self.spec(None))
+        }
+    }
+
     /// The digest of what decides behaviour: this model's line in cog.yaml, its weights and its schema.
     pub fn version(&self) -> Result<String, Failure> {
         let set_digest = match (&self.locked, &self.served.weights) {
             (Some(locked), _) => locked.entry.set_digest.clone(),
-            (None, WeightsFrom::Path(path)) => runner::weights::lock_path(&self.served.name, path)?.set_digest,
+            (None, WeightsFrom::Path(path)) => {
+                runner::weights::lock_known(&self.served.name, path, &Options::from_env())?.set_digest
+            }
+            (None, WeightsFrom::Synth(shape)) => runner::synth::title(shape, self.synth_dtype(shape), SYNTH_SEED),
             (None, WeightsFrom::Locked(name)) => unreachable!("{name} was resolved when the file was read"),
         };
         let manifest = json!({

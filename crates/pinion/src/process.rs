@@ -1,6 +1,7 @@
 //! Starts a worker as a process of its own and speaks with it over its stdin and stdout. Dispatch sees a `Link`, as of a
 //! thread. Refuses to know what is said, and why a worker is ended.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
@@ -14,31 +15,36 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot};
 use worker::pipe::{Held, encode};
 
+use crate::devices::Device;
+
 /// Bytes read from a worker at once: what a Linux pipe holds.
 const READ_BYTES: usize = 64 << 10;
 /// A longer line on a worker's stderr is logged in parts.
 const LOG_LINE_BYTES: u64 = 8 << 10;
 
-/// How the worker's process is started.
+/// This program again, whatever has become of its file since: server and worker are of one build.
+pub fn itself() -> io::Result<PathBuf> {
+    match cfg!(target_os = "linux") {
+        true => Ok(PathBuf::from("/proc/self/exe")),
+        false => std::env::current_exe(),
+    }
+}
+
+/// How a worker's process is started.
 pub struct Process {
     pub program: PathBuf,
     pub words: Vec<OsString>,
 }
 
 impl Process {
-    /// This program again, whatever has become of its file since: server and worker are of one build.
-    pub fn itself(words: impl IntoIterator<Item = OsString>) -> io::Result<Self> {
-        let program = match cfg!(target_os = "linux") {
-            true => PathBuf::from("/proc/self/exe"),
-            false => std::env::current_exe()?,
-        };
-        Ok(Self { program, words: words.into_iter().collect() })
+    /// The worker of a device, by the executable that serves it.
+    pub fn of(device: &Device) -> io::Result<Self> {
+        let program = device.executable.clone().map_or_else(itself, Ok)?;
+        Ok(Self { program, words: ["worker", "--device", &device.device].map(OsString::from).into() })
     }
-}
 
-impl Launch for Process {
     /// Called inside a tokio runtime.
-    fn launch(&self) -> io::Result<Link> {
+    pub fn start(&self) -> io::Result<Link> {
         let mut child = Command::new(&self.program)
             .arg0("pinion")
             .args(&self.words)
@@ -65,6 +71,25 @@ impl Launch for Process {
             to.send(frame).map_err(|_| Gone)
         };
         Ok(Link { to: Box::new(to), from })
+    }
+}
+
+/// The workers of this machine's devices.
+pub struct Processes(BTreeMap<String, Process>);
+
+impl Processes {
+    pub fn of(devices: &[Device]) -> io::Result<Self> {
+        let process = |device: &Device| Ok((device.device.clone(), Process::of(device)?));
+        devices.iter().map(process).collect::<io::Result<_>>().map(Self)
+    }
+}
+
+impl Launch for Processes {
+    /// Called inside a tokio runtime.
+    fn launch(&self, device: &str) -> io::Result<Link> {
+        let process =
+            self.0.get(device).ok_or_else(|| io::Error::other(format!("there is no device {device} here")))?;
+        process.start()
     }
 }
 

@@ -1,8 +1,10 @@
 //! `pinion weights`: fetch, check, pin.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::{Args, Subcommand};
+use runner::synth::{Synth, Written};
 use runner::weights::{Lock, Options, Progress};
 
 use crate::deployment::{CogYaml, Deployment, Offer};
@@ -28,6 +30,20 @@ pub enum Word {
         #[command(flatten)]
         which: Which,
     },
+    /// Write random weights of a true shape, to measure with where the real ones are not at hand
+    Synth {
+        /// E.g. llama-3-8b; an unknown one is refused with those there are
+        shape: String,
+        /// Left out: as the real weights are published
+        #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+        dtype: Option<String>,
+        /// The same seed makes the same bytes, everywhere
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// The folder that is made, or an empty one; a cog.yaml serves it with `path: DIR`
+        #[arg(short, value_name = "DIR")]
+        output: PathBuf,
+    },
     /// Print a weights.lock for a file or folder of your own
     Lock {
         /// The name of the entry
@@ -48,6 +64,7 @@ pub fn main(word: Word) -> Result<(), Failure> {
     match word {
         Word::Pull { which, print_path, offline } => pull(which, print_path, offline),
         Word::Verify { which } => verify(which),
+        Word::Synth { shape, dtype, seed, output } => synth(&shape, dtype.as_deref(), seed, &output),
         Word::Lock { name, path } => {
             let entry = runner::weights::lock_path(&name, &path)?;
             print_line!("{}", Lock::new(vec![entry]).to_json());
@@ -92,6 +109,21 @@ fn verify(which: Which) -> Result<(), Failure> {
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(Failure::Failed(wrong.join("\n"))) }
+}
+
+fn synth(shape: &str, dtype: Option<&str>, seed: u64, output: &Path) -> Result<(), Failure> {
+    let (_, shape) = models::Entry::of_shape(shape)?;
+    let synth = Synth::new(shape, dtype.unwrap_or(shape.dtype), seed)?;
+    let bar = Bar::new();
+    let began = Instant::now();
+    let Written { files, bytes } = synth.write(output, &mut |done, total| {
+        bar.draw(Progress::Bytes { file: shape.name, source: "random weights", done, total });
+    })?;
+    drop(bar);
+    let seconds = began.elapsed().as_secs_f64();
+    let (title, output, speed) = (synth.title(), output.display(), bytes as f64 / 1e6 / seconds);
+    eprintln!("pinion: {title}: {files} files of {bytes} bytes in {output}, {seconds:.2} s ({speed:.0} MB/s)");
+    Ok(())
 }
 
 fn chosen<'a>(deployment: &'a Deployment, model: Option<&str>) -> Result<Vec<&'a Offer>, Failure> {

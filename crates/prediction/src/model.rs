@@ -24,8 +24,8 @@ pub trait Loaded {
     fn admit(&mut self, job: Job) -> Result<(), PredictError>;
 
     /// Advances every active prediction by one unit of work (a token, a denoising step) and emits what came of it.
-    /// A prediction that is done emits `Event::Ended` and is gone. An error is the whole model's: the worker ends
-    /// every active prediction with it and unloads.
+    /// A prediction that is done emits `Event::Ended` and is gone. An error is the whole model's: it is unloaded, and who was inside runs once
+    /// more if nothing was read from it, else ends with the error.
     fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError>;
 
     /// Forgets a prediction at once; nothing more is emitted for it. Unknown ids are fine.

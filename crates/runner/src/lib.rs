@@ -7,6 +7,7 @@ pub mod device;
 pub mod gguf;
 mod map;
 pub mod safetensors;
+pub mod synth;
 pub mod weights;
 
 pub use ct2::Ct2;

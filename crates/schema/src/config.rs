@@ -80,6 +80,9 @@ pub enum WeightsFrom {
     Locked(String),
     /// A file or folder on this machine.
     Path(PathBuf),
+    /// Random weights of this shape, in the model's `precision` or the one that the real ones are published in: for
+    /// measuring, never for answers.
+    Synth(String),
 }
 
 /// Every number says its unit; the message that refuses names the key.
@@ -210,12 +213,13 @@ fn served(index: usize, value: Value, owner: &str) -> Result<Served, ConfigError
         return Err(keys.bad("name", &name.into(), "only letters, digits, `.`, `_` and `-` are allowed"));
     }
     let model = keys.required_text("model")?;
-    let weights = match (keys.text("weights")?, keys.text("path")?) {
-        (Some(name), None) => WeightsFrom::Locked(name),
-        (None, Some(path)) => WeightsFrom::Path(path.into()),
+    let weights = match (keys.text("weights")?, keys.text("path")?, keys.text("synth")?) {
+        (Some(name), None, None) => WeightsFrom::Locked(name),
+        (None, Some(path), None) => WeightsFrom::Path(path.into()),
+        (None, None, Some(shape)) => WeightsFrom::Synth(shape),
         _ => {
             return Err(ConfigError(format!(
-                "{}: exactly one of `weights` and `path` is expected",
+                "{}: exactly one of `weights`, `path` and `synth` is expected",
                 keys.path("weights")
             )));
         }

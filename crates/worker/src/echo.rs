@@ -22,11 +22,12 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 pub struct Echo;
 
 impl Model for Echo {
-    fn needs(&self, _: &LoadSpec, _: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
-        Ok(0)
+    fn needs(&self, spec: &LoadSpec, _: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+        Ok(bytes(spec))
     }
 
-    /// The defaults of a spec may hold `load_fails: "why"` and `load_says: "line"`.
+    /// The defaults of a spec may hold `load_fails: "why"`, `load_says: "line"` and `needs_bytes: N`, which it claims to
+    /// hold.
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         if let Some(line) = text(&spec.defaults, "load_says") {
             report(&line);
@@ -35,14 +36,19 @@ impl Model for Echo {
             Some(why) => Err(PredictError::Operator(why)),
             None => {
                 let capacity = spec.concurrency.map_or(CAPACITY, |n| n as usize);
-                Ok(Box::new(Room { capacity, inside: Vec::new() }))
+                Ok(Box::new(Room { capacity, bytes: bytes(spec), inside: Vec::new() }))
             }
         }
     }
 }
 
+fn bytes(spec: &LoadSpec) -> u64 {
+    spec.defaults.get("needs_bytes").and_then(Value::as_u64).unwrap_or(0)
+}
+
 struct Room {
     capacity: usize,
+    bytes: u64,
     inside: Vec<Guest>,
 }
 
@@ -149,7 +155,7 @@ impl Loaded for Room {
     }
 
     fn bytes(&self) -> u64 {
-        0
+        self.bytes
     }
 }
 

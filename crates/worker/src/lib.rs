@@ -5,6 +5,7 @@
 //! thread or a process.
 
 pub mod echo;
+mod memory;
 pub mod pipe;
 mod process;
 mod seat;

@@ -1,5 +1,6 @@
 //! One loaded model and who is inside. Everything that happens to its predictions is written to `out` in order, and
-//! nobody leaves without an `Ended`. Knows nothing of frames and channels.
+//! nobody leaves without an `Ended`, unless the model breaks: then all of them are the server's, to try again or to end.
+//! Knows nothing of frames and channels.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -8,11 +9,11 @@ use prediction::{Event, Id, Job, Loaded, Outcome, PredictError};
 
 use crate::shell::{Fault, guarded};
 
-/// The model is broken and must be dropped; its predictions have been ended.
-pub struct Broken;
+/// The model is of no more use, and this is why: it must be dropped.
+pub struct Broken(pub PredictError);
 
 pub struct Seat {
-    loaded: Option<Box<dyn Loaded>>,
+    loaded: Box<dyn Loaded>,
     /// Inside the model, with the attempt each belongs to.
     inside: HashMap<Id, u32>,
     /// Beyond capacity. Dispatch does not exceed it, but nothing that was said here is lost.
@@ -21,7 +22,7 @@ pub struct Seat {
 
 impl Seat {
     pub fn new(loaded: Box<dyn Loaded>) -> Self {
-        Self { loaded: Some(loaded), inside: HashMap::new(), queue: VecDeque::new() }
+        Self { loaded, inside: HashMap::new(), queue: VecDeque::new() }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -35,24 +36,20 @@ impl Seat {
 
     /// Lets those in front of the queue in while there is room.
     fn fill(&mut self, out: &mut Vec<Emitted>) -> Result<(), Broken> {
-        while let Some(loaded) = &mut self.loaded
-            && !self.queue.is_empty()
-        {
-            match guarded(|| Ok(loaded.active() < loaded.capacity())) {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                Err(fault) => return Err(self.fail(&fault.into_error(), out)),
+        let loaded = &mut self.loaded;
+        while !self.queue.is_empty() {
+            if !guarded(|| Ok(loaded.active() < loaded.capacity())).map_err(broken)? {
+                return Ok(());
             }
             let Some((attempt, job)) = self.queue.pop_front() else { return Ok(()) };
             let id = job.id.clone();
-            self.inside.insert(id.clone(), attempt);
             match guarded(|| loaded.admit(job)) {
-                Ok(()) => out.push(Emitted { id, attempt, event: Event::Started }),
-                Err(Fault::Refused(error)) => {
-                    self.inside.remove(&id);
-                    out.push(ended(id, attempt, failed(&error)));
+                Ok(()) => {
+                    self.inside.insert(id.clone(), attempt);
+                    out.push(Emitted { id, attempt, event: Event::Started });
                 }
-                Err(panic) => return Err(self.fail(&panic.into_error(), out)),
+                Err(fault) if fault.breaks_the_model() => return Err(broken(fault)),
+                Err(fault) => out.push(ended(id, attempt, failed(&fault.into_error()))),
             }
         }
         Ok(())
@@ -60,11 +57,10 @@ impl Seat {
 
     /// One unit of work for everybody inside.
     pub fn step(&mut self, out: &mut Vec<Emitted>) -> Result<(), Broken> {
-        let Some(loaded) = &mut self.loaded else { return Ok(()) };
         if self.inside.is_empty() {
             return self.fill(out);
         }
-        let inside = &mut self.inside;
+        let (loaded, inside) = (&mut self.loaded, &mut self.inside);
         let stepped = guarded(|| {
             loaded.step(&mut |id, event| {
                 let attempt = match &event {
@@ -80,16 +76,12 @@ impl Seat {
             })?;
             Ok(loaded.active())
         });
-        match stepped {
-            // A model that forgot somebody would leave them waiting for ever.
-            Ok(0) if !self.inside.is_empty() => {
-                let error = PredictError::Operator("the model dropped the prediction without a word".to_owned());
-                self.end_inside(&error, out);
-                self.fill(out)
-            }
-            Ok(_) => self.fill(out),
-            Err(fault) => Err(self.fail(&fault.into_error(), out)),
+        // A model that forgot somebody would leave them waiting for ever.
+        if stepped.map_err(broken)? == 0 {
+            let error = PredictError::Operator("the model dropped the prediction without a word".to_owned());
+            out.extend(self.inside.drain().map(|(id, attempt)| ended(id, attempt, failed(&error))));
         }
+        self.fill(out)
     }
 
     /// Whether it was here.
@@ -102,35 +94,27 @@ impl Seat {
         }
         let Some(attempt) = self.inside.remove(id) else { return Ok(false) };
         out.push(ended(id.clone(), attempt, Outcome::Canceled));
-        let Some(loaded) = &mut self.loaded else { return Ok(true) };
+        let loaded = &mut self.loaded;
         let forgotten = guarded(|| {
             loaded.cancel(id);
             Ok(())
         });
-        match forgotten {
-            Ok(()) => self.fill(out).map(|()| true),
-            Err(fault) => Err(self.fail(&fault.into_error(), out)),
-        }
+        forgotten.map_err(broken)?;
+        self.fill(out).map(|()| true)
     }
 
-    /// Ends everybody and drops the model.
-    pub fn fail(&mut self, error: &PredictError, out: &mut Vec<Emitted>) -> Broken {
-        self.end_inside(error, out);
-        for (attempt, job) in self.queue.drain(..) {
-            out.push(ended(job.id, attempt, failed(error)));
-        }
-        let loaded = self.loaded.take();
-        // A destructor of a broken model may panic too; there is nobody left to tell.
+    /// Frees what the model holds.
+    pub fn close(self) {
+        // A destructor of a broken model may panic; there is nobody to tell.
         let _ = guarded(|| {
-            drop(loaded);
+            drop(self.loaded);
             Ok(())
         });
-        Broken
     }
+}
 
-    fn end_inside(&mut self, error: &PredictError, out: &mut Vec<Emitted>) {
-        out.extend(self.inside.drain().map(|(id, attempt)| ended(id, attempt, failed(error))));
-    }
+fn broken(fault: Fault) -> Broken {
+    Broken(fault.into_error())
 }
 
 fn failed(error: &PredictError) -> Outcome {

@@ -20,6 +20,15 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// At an admission: whether it is the model's and not the input's. One that panicked is in an unknown state, and one
+    /// without memory or device can do nothing for anybody.
+    pub fn breaks_the_model(&self) -> bool {
+        match self {
+            Self::Panicked(_) => true,
+            Self::Refused(error) => matches!(error, PredictError::OutOfMemory(_) | PredictError::DeviceLost(_)),
+        }
+    }
+
     pub fn into_error(self) -> PredictError {
         match self {
             Self::Refused(error) => error,

@@ -8,22 +8,18 @@ use prediction::frame::{BUILD, Emitted, FromWorker, Hello, ToWorker};
 use prediction::{Id, Job, LoadSpec, Outcome, PredictError};
 
 use crate::seat::{Broken, Seat, ended};
-use crate::shell::guarded;
-use crate::{Owned, Registry};
+use crate::shell::{Fault, guarded};
+use crate::{Owned, Registry, memory};
 
 /// How often the worker says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Runs until told to go, or until nobody listens any more. `send` answers false when the peer is gone.
+/// Runs until told to go, until nobody listens any more, or until the device is lost. `send` answers false when the peer
+/// is gone.
 pub fn run(registry: Registry, owned: Owned, inbox: Receiver<ToWorker>, send: impl FnMut(FromWorker) -> bool) {
     let mut worker =
-        Worker { registry, seats: BTreeMap::new(), send, gone: false, draining: false, heard: Instant::now() };
-    worker.say(FromWorker::Hello(Hello {
-        build: BUILD.to_owned(),
-        device: owned.device.clone(),
-        name: owned.name.clone(),
-        memory: (owned.memory)(),
-    }));
+        Worker { registry, owned, seats: BTreeMap::new(), send, gone: false, draining: false, heard: Instant::now() };
+    worker.greet();
     while !worker.gone {
         worker.hear(&inbox);
         worker.step_all();
@@ -37,17 +33,33 @@ pub fn run(registry: Registry, owned: Owned, inbox: Receiver<ToWorker>, send: im
 
 struct Worker<S> {
     registry: Registry,
+    owned: Owned,
     /// By target.
     seats: BTreeMap<String, Seat>,
     send: S,
-    /// Nobody is listening, or we were told to stop.
+    /// Nobody is listening, or we were told to stop, or there is no device any more.
     gone: bool,
     draining: bool,
     /// When the peer last had a word from us.
     heard: Instant,
 }
 
+/// What became of a load that was tried.
+enum Load {
+    Loaded { seat: Seat, bytes: u64, capacity: u32 },
+    NoRoom { needed_bytes: u64, room_bytes: u64 },
+}
+
 impl<S: FnMut(FromWorker) -> bool> Worker<S> {
+    fn greet(&mut self) {
+        self.say(FromWorker::Hello(Hello {
+            build: BUILD.to_owned(),
+            device: self.owned.device.clone(),
+            name: self.owned.name.clone(),
+            memory: (self.owned.memory)(),
+        }));
+    }
+
     fn say(&mut self, frame: FromWorker) {
         self.heard = Instant::now();
         self.gone |= !(self.send)(frame);
@@ -94,8 +106,8 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
                 self.gone = true;
             }
             ToWorker::Hello(_) => {}
-            ToWorker::Load { spec, room_bytes } => self.load(spec, room_bytes),
-            ToWorker::Unload { target } => self.unload(&target, "the model was unloaded"),
+            ToWorker::Load { spec, room_bytes } => self.load(&spec, room_bytes),
+            ToWorker::Unload { target } => self.unload(target, None),
             ToWorker::Admit { target, attempt, job } => self.admit(&target, attempt, job),
             ToWorker::Cancel { id } => self.cancel(&id),
             ToWorker::Drain => self.draining = true,
@@ -103,48 +115,83 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
         }
     }
 
-    fn load(&mut self, spec: LoadSpec, _room_bytes: Option<u64>) {
+    fn load(&mut self, spec: &LoadSpec, room_bytes: Option<u64>) {
         let target = spec.target.clone();
         if self.seats.contains_key(&target) {
-            self.unload(&target, "the model is being loaded again");
+            self.unload(target.clone(), None);
         }
         let began = Instant::now();
-        let Some(model) = self.registry.get(&spec.model).cloned() else {
-            let error = PredictError::Operator(format!("there is no model \"{}\" in this build", spec.model));
-            return self.say(FromWorker::LoadFailed { target, error });
-        };
-        let loaded = guarded(|| {
-            let mut report =
-                |line: &str| self.say(FromWorker::Loading { target: target.clone(), line: line.to_owned() });
-            let loaded = model.load(&spec, &mut report)?;
-            let (bytes, capacity) = (loaded.bytes(), loaded.capacity().max(1));
-            Ok((loaded, bytes, u32::try_from(capacity).unwrap_or(u32::MAX)))
-        });
-        match loaded {
-            Ok((loaded, bytes, capacity)) => {
-                self.seats.insert(target.clone(), Seat::new(loaded));
+        match self.try_load(spec, room_bytes) {
+            Ok(Load::Loaded { seat, bytes, capacity }) => {
+                self.seats.insert(target.clone(), seat);
                 let seconds = began.elapsed().as_secs_f64();
                 self.say(FromWorker::Loaded { target, bytes, capacity, seconds });
             }
-            Err(fault) => self.say(FromWorker::LoadFailed { target, error: fault.into_error() }),
+            Ok(Load::NoRoom { needed_bytes, room_bytes }) => {
+                self.say(FromWorker::NoRoom { target, needed_bytes, room_bytes });
+            }
+            Err(fault) => match fault.into_error() {
+                PredictError::DeviceLost(why) => self.lose_device(why),
+                error => {
+                    // What it had loaded before it failed is free again.
+                    memory::give_back();
+                    self.say(FromWorker::LoadFailed { target, error });
+                }
+            },
         }
     }
 
-    fn unload(&mut self, target: &str, why: &str) {
-        if let Some(mut seat) = self.seats.remove(target) {
-            let mut out = Vec::new();
-            let Broken = seat.fail(&PredictError::Operator(why.to_owned()), &mut out);
-            self.tell(out);
-            self.say(FromWorker::Unloaded { target: target.to_owned(), why: None });
+    /// Nothing is touched before it is known to fit.
+    fn try_load(&mut self, spec: &LoadSpec, room_bytes: Option<u64>) -> Result<Load, Fault> {
+        let Some(model) = self.registry.get(&spec.model).cloned() else {
+            let why = format!("there is no model \"{}\" in this build", spec.model);
+            return Err(Fault::Refused(PredictError::Operator(why)));
+        };
+        let target = spec.target.clone();
+        let mut report = |line: &str| self.say(FromWorker::Loading { target: target.clone(), line: line.to_owned() });
+        if let Some(room_bytes) = room_bytes {
+            let needed_bytes = guarded(|| model.needs(spec, &mut report))?;
+            if needed_bytes > room_bytes {
+                return Ok(Load::NoRoom { needed_bytes, room_bytes });
+            }
         }
+        let free_before = memory::free(&self.owned);
+        let mut report = |line: &str| self.say(FromWorker::Loading { target: target.clone(), line: line.to_owned() });
+        let (loaded, bytes, capacity) = guarded(|| {
+            let loaded = model.load(spec, &mut report)?;
+            let (bytes, capacity) = (loaded.bytes(), loaded.capacity().max(1));
+            Ok((loaded, bytes, u32::try_from(capacity).unwrap_or(u32::MAX)))
+        })?;
+        let taken = free_before.zip(memory::free(&self.owned)).map(|(before, after)| before.saturating_sub(after));
+        let bytes = bytes.max(taken.unwrap_or(0));
+        Ok(Load::Loaded { seat: Seat::new(loaded), bytes, capacity })
+    }
+
+    /// Frees the model. Whoever is inside is the server's to end.
+    fn unload(&mut self, target: String, why: Option<PredictError>) {
+        if let Some(seat) = self.seats.remove(&target) {
+            seat.close();
+            memory::give_back();
+            self.say(FromWorker::Unloaded { target, why });
+        }
+    }
+
+    /// Nothing that this process does reaches the device any more, and what is on it cannot be freed one by one: only its
+    /// end frees it.
+    fn lose_device(&mut self, why: String) {
+        tracing::error!(device = self.owned.device, why, "the device is lost to this process; leaving");
+        self.say(FromWorker::Broken { why });
+        std::mem::forget(std::mem::take(&mut self.seats));
+        self.gone = true;
     }
 
     /// What a call into a seat emitted; a broken model is gone afterwards.
     fn after(&mut self, target: &str, result: Result<(), Broken>, out: Vec<Emitted>) {
         self.tell(out);
-        if let Err(Broken) = result {
-            self.seats.remove(target);
-            self.say(FromWorker::Unloaded { target: target.to_owned(), why: None });
+        match result {
+            Ok(()) => {}
+            Err(Broken(PredictError::DeviceLost(why))) => self.lose_device(why),
+            Err(Broken(error)) => self.unload(target.to_owned(), Some(error)),
         }
     }
 

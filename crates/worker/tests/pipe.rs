@@ -10,6 +10,7 @@ use prediction::frame::{Emitted, FromWorker, ToWorker};
 use prediction::{Event, Id, Job, LoadSpec, Map, Output, Weights};
 use proptest::prelude::*;
 use serde_json::json;
+use worker::Owned;
 use worker::echo::Echo;
 use worker::pipe::{FRAME_BYTES_MAX, Held, Reader, Writer};
 
@@ -113,7 +114,7 @@ impl Bench {
         std::thread::spawn(move || {
             let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
             let leave = move || leave.send(()).unwrap_or_default();
-            worker::serve_pipes(registry, stdin, stdout, leave).unwrap();
+            worker::serve_pipes(registry, Owned::cpu(), stdin, stdout, leave).unwrap();
         });
         let mut bench = Self { to: Some(Writer::new(to)), from: Reader::new(from), left };
         assert!(matches!(bench.next(), Some(FromWorker::Hello(_))));
@@ -196,7 +197,7 @@ fn a_server_that_talks_nonsense_is_left() {
     let (mut from, stdout) = io::pipe().unwrap();
     let (leave, left) = channel();
     let leave = move || leave.send(()).unwrap_or_default();
-    std::thread::spawn(move || worker::serve_pipes(BTreeMap::new(), stdin, stdout, leave));
+    std::thread::spawn(move || worker::serve_pipes(BTreeMap::new(), Owned::cpu(), stdin, stdout, leave));
     io::Write::write_all(&mut to, b"GET / HTTP/1.1\r\n").unwrap();
     left.recv_timeout(PATIENCE).expect("it was told to leave");
     from.read_to_end(&mut Vec::new()).expect("its end of the pipe is closed");

@@ -6,9 +6,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use prediction::frame::{BUILD, Emitted, FromWorker, Hello, ToWorker};
+use prediction::frame::{BUILD, DeviceMemory, Emitted, FromWorker, Hello, ToWorker};
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, Output, PredictError, Weights};
 use serde_json::{Value, json};
+use worker::Owned;
 use worker::echo::Echo;
 
 /// Longer than anything here takes; reached only when a promise is broken.
@@ -40,17 +41,19 @@ fn spec(model: &str, capacity: u32, defaults: Value) -> LoadSpec {
 
 impl Bench {
     fn empty() -> Self {
-        let (to, inbox) = channel();
-        let (out, from) = channel();
         let mut registry: worker::Registry = BTreeMap::new();
         registry.insert("echo".into(), Arc::new(Echo));
         registry.insert("forgets".into(), Arc::new(Forgets));
-        let thread = std::thread::spawn(move || worker::run(registry, inbox, move |frame| out.send(frame).is_ok()));
+        Self::with(registry, Owned::cpu)
+    }
+
+    fn with(registry: worker::Registry, owned: impl FnOnce() -> Owned + Send + 'static) -> Self {
+        let (to, inbox) = channel();
+        let (out, from) = channel();
+        let thread =
+            std::thread::spawn(move || worker::run(registry, owned(), inbox, move |frame| out.send(frame).is_ok()));
         let bench = Self { to: Some(to), from, thread: Some(thread) };
-        assert_eq!(
-            bench.next(),
-            FromWorker::Hello(Hello { build: BUILD.into(), device: "cpu".into(), name: String::new(), memory: None })
-        );
+        assert!(matches!(bench.next(), FromWorker::Hello(hello) if hello.build == BUILD));
         bench
     }
 
@@ -185,26 +188,74 @@ fn a_failure_after_output_carries_its_reason() {
 }
 
 #[test]
-fn a_model_that_panics_or_breaks_is_unloaded_and_everybody_inside_is_told() {
+fn a_model_that_panics_or_breaks_is_unloaded_and_nobody_inside_is_ended() {
     for (how, why) in [("panic", "the model panicked: boom"), ("crash", "boom")] {
         let bench = Bench::echo(2);
         bench.admit("held", json!({"hold": true}));
         bench.admit("bad", json!({how: "boom", "text": "x"}));
-        bench.admit("queued", json!({}));
-        let (events, _) = bench.until_ended(3);
-        for id in ["held", "bad"] {
-            assert_eq!(of(&events, id).last(), Some(&failed(why)), "{id} after {how}");
-        }
-        // It came before or after the model broke.
-        let queued = of(&events, "queued");
-        assert!(matches!(queued.last(), Some(Event::Ended(Outcome::Failed { .. }))), "{queued:?} after {how}");
-        assert_eq!(bench.next(), FromWorker::Unloaded { target: "echo".into(), why: None });
+        let mut said = Vec::new();
+        let unloaded = loop {
+            match bench.next() {
+                FromWorker::Events(events) => said.extend(events),
+                other => break other,
+            }
+        };
+        let error = PredictError::Operator(why.into());
+        assert_eq!(unloaded, FromWorker::Unloaded { target: "echo".into(), why: Some(error) });
+        assert!(!said.iter().any(|e| matches!(e.event, Event::Ended(_))), "{said:?}");
         bench.admit("late", json!({}));
         let (events, _) = bench.until_ended(1);
         assert_eq!(of(&events, "late"), [failed("echo is not loaded in this worker")]);
         bench.say(ToWorker::Load { spec: spec("echo", 1, json!({})), room_bytes: None });
         assert!(matches!(bench.next(), FromWorker::Loaded { .. }), "it loads again");
     }
+}
+
+#[test]
+fn what_needs_more_than_its_room_is_not_loaded() {
+    let bench = Bench::empty();
+    let load = |room| ToWorker::Load { spec: spec("echo", 1, json!({"needs_bytes": 7})), room_bytes: room };
+    bench.say(load(Some(6)));
+    assert_eq!(bench.next(), FromWorker::NoRoom { target: "echo".into(), needed_bytes: 7, room_bytes: 6 });
+    for room in [Some(7), None] {
+        bench.say(load(room));
+        assert!(matches!(bench.next(), FromWorker::Loaded { bytes: 7, .. }));
+        bench.say(ToWorker::Unload { target: "echo".into() });
+        assert_eq!(bench.next(), FromWorker::Unloaded { target: "echo".into(), why: None });
+    }
+}
+
+#[test]
+fn what_a_load_takes_is_measured_where_the_device_tells_and_never_less_than_the_model_says() {
+    for (device, says, taken, measured) in [("cuda:0", 7, 50, 50), ("cuda:0", 70, 50, 70), ("cpu", 7, 50, 7)] {
+        let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
+        let owned = move || {
+            let free = std::cell::Cell::new(1000 + taken);
+            let memory = move || {
+                free.set(free.get() - taken);
+                Some(DeviceMemory { total_bytes: 2000, free_bytes: free.get() })
+            };
+            Owned { device: device.into(), name: "a device".into(), memory: Box::new(memory) }
+        };
+        let bench = Bench::with(registry, owned);
+        bench.say(ToWorker::Load { spec: spec("echo", 1, json!({"needs_bytes": says})), room_bytes: None });
+        let loaded = bench.next();
+        assert!(matches!(loaded, FromWorker::Loaded { bytes, .. } if bytes == measured), "{loaded:?} on {device}");
+    }
+}
+
+#[test]
+fn hello_says_what_the_worker_owns() {
+    let (_to, inbox) = channel();
+    let (out, from) = channel();
+    std::thread::spawn(move || {
+        let memory = || Some(DeviceMemory { total_bytes: 9, free_bytes: 4 });
+        let owned = Owned { device: "cuda:1".into(), name: "a device".into(), memory: Box::new(memory) };
+        worker::run(BTreeMap::new(), owned, inbox, move |frame| out.send(frame).is_ok());
+    });
+    let memory = Some(DeviceMemory { total_bytes: 9, free_bytes: 4 });
+    let hello = Hello { build: BUILD.into(), device: "cuda:1".into(), name: "a device".into(), memory };
+    assert_eq!(from.recv_timeout(PATIENCE), Ok(FromWorker::Hello(hello)));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use runner::Gguf;
 use serde_json::Value;
 
 use super::super::tokenizer::Tokenizer;
+use super::super::weights::Opened;
 use super::golden;
 
 /// A metadata value that a test needs.
@@ -128,7 +129,7 @@ fn sentence_piece_scores_give_the_same_tokens_as_merges() {
     let path = folder.path().join("tokenizer.gguf");
     sentence_piece(&path);
     let (ours, words) = Tokenizer::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
-    let (theirs, _) = Tokenizer::from_folder(&golden("tiny-sharded-bf16")).unwrap();
+    let (theirs, _) = Opened::open(&golden("tiny-sharded-bf16")).unwrap().tokenizer().unwrap();
     assert_eq!(words.bos, "<s>");
     for text in TEXTS {
         let ids = ours.encode(text).unwrap();
@@ -142,7 +143,7 @@ fn sentence_piece_scores_give_the_same_tokens_as_merges() {
 #[test]
 fn byte_level_metadata_gives_the_same_tokens_as_the_json() {
     let (ours, words) = Tokenizer::from_gguf(&Gguf::open(&golden("tiny-q.gguf")).unwrap()).unwrap();
-    let (theirs, _) = Tokenizer::from_folder(&golden("tiny-llama3")).unwrap();
+    let (theirs, _) = Opened::open(&golden("tiny-llama3")).unwrap().tokenizer().unwrap();
     assert!(words.chat_template.is_some());
     for text in TEXTS {
         let ids = ours.encode(text).unwrap();

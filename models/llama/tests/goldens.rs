@@ -1,5 +1,7 @@
 //! Tiny seeded weights against transformers' numbers, on every run.
 
+use candle_core::Device;
+
 use super::super::golden::{self, CONVERTED_TOLERANCE, Golden, PLAIN_TOLERANCE};
 use super::super::weights::Opened;
 use super::golden as file;
@@ -19,7 +21,8 @@ const TINY: [(&str, &str, f32); 4] = [
 fn tiny_weights_say_what_transformers_says() {
     for (weights, numbers, tolerance) in TINY {
         let numbers = Golden::read(&file(numbers)).unwrap();
-        let errors = golden::errors(&Opened::open(&file(weights)).unwrap(), &numbers, Some("f32"), 256).unwrap();
+        let errors =
+            golden::errors(&Opened::open(&file(weights)).unwrap(), &numbers, &Device::Cpu, Some("f32"), 256).unwrap();
         println!("{weights}: {errors:?}");
         assert_eq!(errors.prompt_ids, Some(0.0), "{weights}: template or tokenizer");
         assert!(errors.last_logits <= tolerance, "{weights}: {errors:?}, allowed {tolerance:e}");
@@ -32,7 +35,7 @@ fn half_precision_caches_stay_close() {
     let numbers = Golden::read(&file("tiny-llama3/golden.safetensors")).unwrap();
     let opened = Opened::open(&file("tiny-llama3")).unwrap();
     for precision in ["f16", "bf16"] {
-        let errors = golden::errors(&opened, &numbers, Some(precision), 256).unwrap();
+        let errors = golden::errors(&opened, &numbers, &Device::Cpu, Some(precision), 256).unwrap();
         println!("{precision}: {errors:?}");
         let tolerance = if precision == "f16" { HALF_TOLERANCE } else { 8.0 * HALF_TOLERANCE };
         assert!(errors.last_logits <= tolerance, "{precision}: {errors:?}, allowed {tolerance:e}");
@@ -44,9 +47,13 @@ fn a_prompt_in_parts_has_the_same_logits_to_the_bit() {
     for (weights, numbers, _) in TINY {
         let numbers = Golden::read(&file(numbers)).unwrap();
         let opened = Opened::open(&file(weights)).unwrap();
-        let whole = golden::errors(&opened, &numbers, None, 256).unwrap();
+        let whole = golden::errors(&opened, &numbers, &Device::Cpu, None, 256).unwrap();
         for chunk in [1, 7, 32] {
-            assert_eq!(golden::errors(&opened, &numbers, None, chunk).unwrap(), whole, "{weights} in parts of {chunk}");
+            assert_eq!(
+                golden::errors(&opened, &numbers, &Device::Cpu, None, chunk).unwrap(),
+                whole,
+                "{weights} in parts of {chunk}"
+            );
         }
     }
 }
@@ -54,11 +61,13 @@ fn a_prompt_in_parts_has_the_same_logits_to_the_bit() {
 #[test]
 fn the_comparison_prints_one_line_per_tensor() {
     let mut out = Vec::new();
-    let equal = golden::compare(&file("tiny-tied"), &file("tiny-tied/golden.safetensors"), &mut out).unwrap();
+    let equal =
+        golden::compare(&file("tiny-tied"), &[], &file("tiny-tied/golden.safetensors"), &Device::Cpu, &mut out).unwrap();
     let text = String::from_utf8(out).unwrap();
     assert!(equal, "{text}");
     let names: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(names, ["prompt_ids", "last_logits", "greedy_ids"]);
-    let other = golden::compare(&file("tiny-llama3"), &[], &file("tiny-q.golden.safetensors"), &mut Vec::new());
+    let other =
+        golden::compare(&file("tiny-llama3"), &[], &file("tiny-q.golden.safetensors"), &Device::Cpu, &mut Vec::new());
     assert!(!other.unwrap(), "other weights are not equal");
 }

@@ -4,8 +4,10 @@ mod batching;
 mod events;
 mod gguf;
 mod goldens;
+mod needs;
 mod refusals;
 mod smollm2;
+mod synth;
 
 use std::path::{Path, PathBuf};
 

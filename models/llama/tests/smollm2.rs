@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use ::prediction::{LoadSpec, Loaded};
+use candle_core::Device;
 use runner::weights::{Lock, cached};
 use serde_json::{Value, json};
 
@@ -38,7 +39,7 @@ fn it_says_what_transformers_says() {
     let Some(path) = weights() else { return };
     let opened = Opened::open(&path).unwrap();
     for name in ["smollm2_capital.safetensors", "smollm2_long.safetensors"] {
-        let errors = golden::errors(&opened, &Golden::read(&file(name)).unwrap(), None, 256).unwrap();
+        let errors = golden::errors(&opened, &Golden::read(&file(name)).unwrap(), &Device::Cpu, None, 256).unwrap();
         println!("{name}: {errors:?}");
         assert_eq!(errors.prompt_ids, Some(0.0), "{name}");
         assert!(errors.last_logits <= QUANTISED_TOLERANCE, "{name}: {errors:?}");
@@ -49,7 +50,7 @@ fn it_says_what_transformers_says() {
 fn it_knows_the_capital_of_france() {
     let Some(path) = weights() else { return };
     let numbers = Golden::read(&file("smollm2_capital.safetensors")).unwrap();
-    let errors = golden::errors(&Opened::open(&path).unwrap(), &numbers, None, 256).unwrap();
+    let errors = golden::errors(&Opened::open(&path).unwrap(), &numbers, &Device::Cpu, None, 256).unwrap();
     assert_eq!(errors.greedy_ids, 0.0);
     let mut pipeline = load(&spec(&path)).unwrap();
     let question = json!({"prompt": "What is the capital of France?", "temperature": 0});

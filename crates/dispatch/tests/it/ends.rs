@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dispatch::{Settings, TargetHealth};
+use dispatch::{ModelState, Settings};
 use prediction::frame::FromWorker;
 use prediction::{Event, Id, Outcome, PredictError, Request, Status, Timestamp};
 
@@ -127,7 +127,7 @@ async fn a_failed_load_fails_who_waits_and_is_tried_again_later() {
         let ended = bench.end(id).await;
         assert_eq!((ended.status, ended.error.as_deref()), (Status::Failed, Some("no disk")));
     }
-    assert_eq!(bench.dispatch.health().targets["echo"], TargetHealth::Failed { why: "no disk".into() });
+    assert_eq!(bench.model_state("echo"), Some(ModelState::Failed { why: "no disk".into() }));
     bench.submit("at once").await;
     let error = bench.end("at once").await.error;
     assert_eq!(error.as_deref(), Some("no disk (loading is tried again in 1 s)"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dispatch::{Settings, Silence};
 use prediction::frame::{FromWorker, Hello, ToWorker};
-use prediction::{Event, Id, Outcome, Status};
+use prediction::{Event, Id, Outcome, PredictError, Status};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -98,22 +98,45 @@ async fn a_worker_of_another_build_is_not_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_model_that_broke_is_loaded_again_for_who_was_on_the_way_in() {
+async fn a_model_that_broke_is_loaded_again_and_only_what_was_read_has_failed() {
     let mut bench = Bench::new().await;
-    let mut worker = bench.loaded(2).await;
-    bench.submit("broke it").await;
-    bench.submit("on the way").await;
-    worker.admits().await;
-    worker.admits().await;
-    worker.emits("broke it", 1, [Event::Ended(Outcome::Failed { error: "the model panicked".into() })]);
-    worker.say(FromWorker::Unloaded { target: "echo".into(), why: None });
+    let mut worker = bench.loaded(3).await;
+    for id in ["heard", "silent", "on the way"] {
+        bench.submit(id).await;
+        worker.admits().await;
+    }
+    worker.emits("silent", 1, [Event::Started]);
+    worker.emits("heard", 1, [Event::Started, text("a")]);
+    let why = PredictError::Operator("the model panicked: boom".into());
+    worker.say(FromWorker::Unloaded { target: "echo".into(), why: Some(why) });
     // What the worker answers to an admission after that is for nobody.
     worker.emits("on the way", 1, [Event::Ended(Outcome::Failed { error: "echo is not loaded".into() })]);
+    let heard = bench.end("heard").await;
+    assert_eq!((heard.status, heard.error.as_deref()), (Status::Failed, Some("the model panicked: boom")));
+    worker.loads("echo", 3).await;
+    for id in ["silent", "on the way"] {
+        worker.runs(id).await;
+        let ended = bench.end(id).await;
+        assert_eq!(ended.status, Status::Succeeded);
+        assert!(ended.logs.contains("the model panicked: boom; running again\n"), "{}", ended.logs);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_prediction_breaks_its_model_twice_and_no_third_time() {
+    let mut bench = Bench::new().await;
+    let mut worker = bench.worker().await;
+    bench.submit("poison").await;
+    for _ in 0..2 {
+        worker.loads("echo", 1).await;
+        assert_eq!(worker.admits().await.0.as_str(), "poison");
+        let why = Some(PredictError::Operator("boom".into()));
+        worker.say(FromWorker::Unloaded { target: "echo".into(), why });
+    }
+    assert_eq!(bench.end("poison").await.error.as_deref(), Some("boom"));
+    bench.submit("next").await;
     worker.loads("echo", 1).await;
-    assert_eq!(worker.admits().await.0.as_str(), "on the way");
-    worker.emits("on the way", 1, [succeeded()]);
-    assert_eq!(bench.end("on the way").await.status, Status::Succeeded);
-    assert_eq!(bench.end("broke it").await.status, Status::Failed);
+    worker.runs("next").await;
 }
 
 #[tokio::test(start_paused = true)]

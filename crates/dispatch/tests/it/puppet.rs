@@ -4,8 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dispatch::{Dispatch, Gone, Launch, Link, Settings, SubmitError};
-use prediction::frame::{BUILD, Emitted, FromWorker, Hello, ToWorker};
+use dispatch::{Device, DeviceHealth, Dispatch, Gone, Launch, Link, ModelHealth, ModelState, Served, Settings};
+use dispatch::{SubmitError, TargetHealth};
+use prediction::frame::{BUILD, DeviceMemory, Emitted, FromWorker, Hello, ToWorker};
 use prediction::{Event, Id, LoadSpec, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp, Weights};
 use store::feed::Feed;
 use store::{MemoryStore, Store, StoreError};
@@ -16,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(4000);
 
 /// One launched worker, seen from inside.
 pub struct Puppet {
+    pub device: String,
     pub hears: mpsc::UnboundedReceiver<ToWorker>,
     pub says: mpsc::UnboundedSender<FromWorker>,
 }
@@ -23,10 +25,10 @@ pub struct Puppet {
 struct Stage(mpsc::UnboundedSender<Puppet>);
 
 impl Launch for Stage {
-    fn launch(&self) -> io::Result<Link> {
+    fn launch(&self, device: &str) -> io::Result<Link> {
         let (to, hears) = mpsc::unbounded_channel();
         let (says, from) = mpsc::unbounded_channel();
-        self.0.send(Puppet { hears, says }).map_err(io::Error::other)?;
+        self.0.send(Puppet { device: device.to_owned(), hears, says }).map_err(io::Error::other)?;
         Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
     }
 }
@@ -37,18 +39,58 @@ impl Puppet {
         tokio::time::timeout(PATIENCE, self.hears.recv()).await.expect("nothing was said").expect("dispatch is gone")
     }
 
+    pub async fn greets(mut self, memory: Option<DeviceMemory>) -> Self {
+        assert!(matches!(self.frame().await, ToWorker::Hello(hello) if hello.build == BUILD));
+        let (build, device) = (BUILD.into(), self.device.clone());
+        self.say(FromWorker::Hello(Hello { build, device, name: "a puppet".into(), memory }));
+        self
+    }
+
     pub fn say(&self, frame: FromWorker) {
         let _ = self.says.send(frame);
     }
 
-    pub async fn is_asked_to_load(&mut self, target: &str) {
-        let frame = self.frame().await;
-        assert!(matches!(&frame, ToWorker::Load { spec, .. } if spec.target == target), "{frame:?}");
+    /// What it may take.
+    pub async fn is_asked_to_load(&mut self, target: &str) -> Option<u64> {
+        match self.frame().await {
+            ToWorker::Load { spec, room_bytes } if spec.target == target => {
+                assert_eq!(spec.device, self.device);
+                room_bytes
+            }
+            frame => panic!("{frame:?}"),
+        }
     }
 
     pub async fn loads(&mut self, target: &str, capacity: u32) {
+        self.loads_bytes(target, 1, capacity).await;
+    }
+
+    pub async fn loads_bytes(&mut self, target: &str, bytes: u64, capacity: u32) {
         self.is_asked_to_load(target).await;
-        self.say(FromWorker::Loaded { target: target.into(), bytes: 1, capacity, seconds: 0.25 });
+        self.say(FromWorker::Loaded { target: target.into(), bytes, capacity, seconds: 0.25 });
+    }
+
+    /// Asked to load it, it says how much that takes.
+    pub async fn has_no_room(&mut self, target: &str, needed_bytes: u64) {
+        let room_bytes = self.is_asked_to_load(target).await.expect("a device without a bound has room");
+        assert!(needed_bytes > room_bytes, "{needed_bytes} fits into {room_bytes}");
+        self.say(FromWorker::NoRoom { target: target.into(), needed_bytes, room_bytes });
+    }
+
+    pub async fn unloads(&mut self, target: &str) {
+        self.is_asked_to_unload(target).await;
+        self.say(FromWorker::Unloaded { target: target.into(), why: None });
+    }
+
+    pub async fn is_asked_to_unload(&mut self, target: &str) {
+        assert_eq!(self.frame().await, ToWorker::Unload { target: target.into() });
+    }
+
+    /// Lets this one in, and has it succeed.
+    pub async fn runs(&mut self, id: &str) {
+        let (admitted, attempt) = self.admits().await;
+        assert_eq!(admitted.as_str(), id);
+        self.emits(id, attempt, [succeeded()]);
     }
 
     /// Which prediction is let in next, and as which attempt.
@@ -84,6 +126,8 @@ pub struct Bench {
     pub feed: Feed,
     pub dispatch: Dispatch,
     workers: mpsc::UnboundedReceiver<Puppet>,
+    /// Launched, not yet asked for by the test.
+    early: Vec<Puppet>,
 }
 
 pub fn spec(target: &str) -> LoadSpec {
@@ -101,7 +145,20 @@ pub fn spec(target: &str) -> LoadSpec {
 }
 
 pub fn settings() -> Settings {
-    Settings::new("test", vec![spec("echo"), spec("other")])
+    Settings::new("test", vec![served("echo"), served("other")])
+}
+
+pub fn served(target: &str) -> Served {
+    Served::new(spec(target))
+}
+
+pub fn device(device: &str, budget_bytes: impl Into<Option<u64>>) -> Device {
+    Device { device: device.into(), budget_bytes: budget_bytes.into() }
+}
+
+/// One device of so many bytes and these models.
+pub fn one_device(budget: u64, served: Vec<Served>) -> Settings {
+    Settings { devices: vec![device("cpu", budget)], ..Settings::new("test", served) }
 }
 
 pub fn request(id: &str) -> Request {
@@ -120,6 +177,10 @@ pub fn request(id: &str) -> Request {
         stream_key: format!("key-{id}"),
         streams: true,
     }
+}
+
+pub fn request_for(target: &str, id: &str) -> Request {
+    Request { target: target.into(), ..request(id) }
 }
 
 pub fn text(text: &str) -> Event {
@@ -141,24 +202,53 @@ impl Bench {
         let (launched, workers) = mpsc::unbounded_channel();
         let stage = Arc::new(Stage(launched));
         let dispatch = Dispatch::start(store.clone(), feed.clone(), stage, settings).await.unwrap();
-        Self { store, feed, dispatch, workers }
+        Self { store, feed, dispatch, workers, early: Vec::new() }
     }
 
     /// The next worker that is launched; it has exchanged hellos.
     pub async fn worker(&mut self) -> Puppet {
-        let mut worker = self.launched().await;
-        assert!(matches!(worker.frame().await, ToWorker::Hello(hello) if hello.build == BUILD));
-        worker.say(FromWorker::Hello(Hello {
-            build: BUILD.into(),
-            device: "cpu".into(),
-            name: String::new(),
-            memory: None,
-        }));
-        worker
+        self.launched().await.greets(None).await
+    }
+
+    /// The next worker for this device.
+    pub async fn worker_of(&mut self, device: &str) -> Puppet {
+        loop {
+            if let Some(index) = self.early.iter().position(|worker| worker.device == device) {
+                return self.early.remove(index).greets(None).await;
+            }
+            let worker = self.launched().await;
+            self.early.push(worker);
+        }
     }
 
     pub async fn launched(&mut self) -> Puppet {
         tokio::time::timeout(PATIENCE, self.workers.recv()).await.expect("no worker").expect("dispatch is there")
+    }
+
+    /// A worker that waits to be played.
+    pub fn launched_already(&mut self) -> Option<Puppet> {
+        self.workers.try_recv().ok()
+    }
+
+    pub async fn submit_to(&self, target: &str, id: &str) {
+        self.dispatch.submit(request_for(target, id)).await.unwrap();
+    }
+
+    pub fn device(&self, device: &str) -> DeviceHealth {
+        self.dispatch.health().devices.into_iter().find(|health| health.device == device).expect("it is served")
+    }
+
+    pub fn model(&self, device: &str, target: &str) -> Option<ModelHealth> {
+        self.device(device).models.into_iter().find(|model| model.target == target)
+    }
+
+    /// How it stands with a model on the one device.
+    pub fn model_state(&self, target: &str) -> Option<ModelState> {
+        self.model("cpu", target).map(|model| model.state)
+    }
+
+    pub fn target(&self, target: &str) -> TargetHealth {
+        self.dispatch.health().targets.into_iter().find(|health| health.target == target).expect("it is served")
     }
 
     /// A worker with the echo model in it.

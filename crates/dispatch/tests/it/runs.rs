@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use dispatch::{Settings, SubmitError, TargetHealth};
+use dispatch::{ModelState, Served, Settings, SubmitError};
 use prediction::frame::{Emitted, FromWorker};
 use prediction::{Event, Id, Request, Status};
 use serde_json::json;
 
-use crate::puppet::{Bench, request, settings, settle, succeeded, text};
+use crate::puppet::{Bench, request, served, settings, settle, succeeded, text};
 
 #[tokio::test(start_paused = true)]
 async fn a_prediction_loads_its_model_runs_and_ends() {
@@ -133,13 +133,14 @@ async fn what_is_said_for_another_attempt_or_after_the_end_is_dropped() {
 
 #[tokio::test(start_paused = true)]
 async fn a_preloaded_model_is_loaded_before_anybody_asks() {
-    let mut bench = Bench::on(Bench::new().await.store, Settings { preload: vec!["other".into()], ..settings() }).await;
+    let preloaded = Served { preload: true, ..served("other") };
+    let settings = Settings { served: vec![served("echo"), preloaded], ..settings() };
+    let mut bench = Bench::on(Bench::new().await.store, settings).await;
     let mut worker = bench.worker().await;
     worker.loads("other", 3).await;
     settle().await;
-    let health = bench.dispatch.health();
-    assert_eq!(health.targets["other"], TargetHealth::Loaded { bytes: 1, capacity: 3, active: 0 });
-    assert_eq!((&health.targets["echo"], health.worker), (&TargetHealth::NotLoaded, true));
+    assert_eq!(bench.model_state("other"), Some(ModelState::Loaded { bytes: 1, capacity: 3 }));
+    assert_eq!((bench.model_state("echo"), bench.device("cpu").worker), (None, true));
 }
 
 #[tokio::test(start_paused = true)]

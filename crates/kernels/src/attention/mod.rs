@@ -21,8 +21,8 @@ use crate::linear::tile::{self, PlainTile};
 use crate::math::exp;
 use crate::pool::{Pool, Shares};
 use crate::simd::per_path;
-pub use store::Shape;
-use store::{BLOCK, Store, Stored};
+pub use store::{BLOCK, Shape};
+use store::{Store, Stored};
 
 /// Queries that meet a block of keys together: a multiple of what the tiles of every path take at once.
 const QUERIES: usize = 24;

@@ -121,6 +121,16 @@ impl Weight {
         self.sections.iter().map(|s| s.panels.bytes().len()).sum()
     }
 
+    /// The memory that a stack of (format, outputs) will hold.
+    pub fn bytes_for(parts: &[(Format, usize)], in_: usize) -> Result<u64, String> {
+        let mut bytes = 0;
+        for parts in parts.chunk_by(|a, b| Kind::of(a.0) == Kind::of(b.0)) {
+            let (kind, out) = (Kind::of(parts[0].0), parts.iter().map(|(_, out)| out).sum::<usize>());
+            bytes += kind.source().size(out.next_multiple_of(kind.width()), in_)? as u64;
+        }
+        Ok(bytes)
+    }
+
     /// Output feature `index`'s own row, as f32: an embedding lookup.
     pub fn row(&self, index: usize, row: &mut [f32]) {
         assert!(index < self.out && row.len() == self.in_, "row {index} of [{}, {}]", self.out, self.in_);

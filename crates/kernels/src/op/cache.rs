@@ -6,7 +6,8 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::{Rows, composed, output};
 use crate::Pool;
-use crate::attention::{Cache, Queries, Shape, attention};
+use crate::attention::{BLOCK, Cache, Queries, Shape, attention};
+use crate::linear::LANES;
 
 pub struct KvCache {
     shape: Shape,
@@ -99,6 +100,13 @@ impl KvCache {
             }
             None => Ok(()),
         }
+    }
+
+    /// What `bytes` of so many blocks of 64 positions will be, before there are any.
+    pub fn bytes_for(blocks: usize, kv_heads: usize, head_dim: usize, dtype: DType, device: &Device) -> u64 {
+        // The CPU keeps values in whole vectors.
+        let value_width = if device.is_cpu() { head_dim.next_multiple_of(LANES) } else { head_dim };
+        (blocks * BLOCK * kv_heads * (head_dim + value_width) * dtype.size_in_bytes()) as u64
     }
 
     /// What it takes once every position has been written.

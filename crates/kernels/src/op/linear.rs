@@ -1,7 +1,7 @@
 //! A weight matrix and its product with rows of activations. Refuses to know what the matrix is for.
 
 use std::borrow::Cow;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Error, Module, Result, Tensor};
@@ -22,13 +22,24 @@ enum Inner {
     Composed { parts: Vec<Composed>, bytes: u64 },
 }
 
-/// A part of a stack on another device, and its plain values once somebody looks up rows.
+/// A part of a stack on another device.
 struct Composed {
     out: usize,
-    weight: Arc<QTensor>,
-    product: QMatMul,
-    plain: OnceLock<Tensor>,
+    weight: Held,
 }
+
+enum Held {
+    /// `[out, in]`, in its own precision: activations are rounded to it for the product.
+    Plain(Tensor),
+    /// GGUF blocks. Activations stay f32.
+    Blocks(QMatMul),
+}
+
+/// Up to so many rows meet blocks one by one: cheaper than unpacking the whole weight, and a row's result does not depend
+/// on the others.
+const ROWS_ONE_BY_ONE: usize = 16;
+
+const KERNEL_VALUES: usize = 64;
 
 impl Linear {
     /// A weight from GGUF blocks or plain row-major values.
@@ -62,10 +73,7 @@ impl Linear {
                 let (name, got) = (part.format.name(), part.bytes.len());
                 candle_core::bail!("a {name} weight of [{}, {in_}] is {size} bytes, not {got}", part.out);
             }
-            let storage = QStorage::from_data(Cow::Borrowed(part.bytes), device, part.format.ggml())?;
-            let weight = Arc::new(QTensor::new(storage, (part.out, in_))?);
-            let product = QMatMul::from_arc(weight.clone())?;
-            composed.push(Composed { out: part.out, weight, product, plain: OnceLock::new() });
+            composed.push(Composed { out: part.out, weight: Held::new(part, in_, device)? });
             bytes += size as u64;
         }
         let out = parts.iter().map(|p| p.out).sum();
@@ -102,7 +110,7 @@ impl Linear {
                 Tensor::from_vec(y, (rows, self.out), x.device())
             }
             Inner::Composed { parts, .. } => {
-                let y = parts.iter().map(|part| part.product.forward(x)).collect::<Result<Vec<_>>>()?;
+                let y = parts.iter().map(|part| part.weight.product(x)).collect::<Result<Vec<_>>>()?;
                 let y = Tensor::cat(&y, 1)?;
                 residual.map_or(Ok(y.clone()), |residual| y + residual)
             }
@@ -136,7 +144,7 @@ impl Linear {
                 Tensor::from_vec(rows, (ids.len(), self.in_), &Device::Cpu)
             }
             Inner::Composed { parts, .. } => {
-                let rows = ids.iter().map(|id| Composed::row(parts, *id as usize)).collect::<Result<Vec<_>>>()?;
+                let rows = ids.iter().map(|id| Composed::row(parts, *id)).collect::<Result<Vec<_>>>()?;
                 Tensor::cat(&rows, 0)
             }
         }
@@ -150,6 +158,15 @@ impl Linear {
         self.in_
     }
 
+    /// What `bytes` of a stack of (format, outputs) will be, before there is one.
+    pub fn bytes_for(parts: &[(Format, usize)], in_: usize, device: &Device) -> Result<u64> {
+        if device.is_cpu() {
+            return Weight::bytes_for(parts, in_).map_err(Error::msg);
+        }
+        let size = |&(format, out): &(Format, usize)| format.size(out, in_).map(|bytes| bytes as u64);
+        parts.iter().map(size).sum::<std::result::Result<_, _>>().map_err(Error::msg)
+    }
+
     /// The memory it holds.
     pub fn bytes(&self) -> u64 {
         match &self.inner {
@@ -160,22 +177,53 @@ impl Linear {
 }
 
 impl Composed {
-    fn row(parts: &[Composed], mut index: usize) -> Result<Tensor> {
-        let mut parts = parts.iter();
-        let part = loop {
-            let part = parts.next().expect("the index was checked");
-            if index < part.out {
-                break part;
+    fn row(parts: &[Composed], mut index: u32) -> Result<Tensor> {
+        for part in parts {
+            if (index as usize) < part.out {
+                return part.weight.row(index);
             }
-            index -= part.out;
-        };
-        let plain = match part.plain.get() {
-            Some(plain) => plain,
-            None => {
-                let plain = part.weight.dequantize(&part.weight.device())?.to_dtype(DType::F32)?;
-                part.plain.get_or_init(|| plain)
+            index -= part.out as u32;
+        }
+        candle_core::bail!("row {index} behind the last")
+    }
+}
+
+impl Held {
+    fn new(part: &Part, in_: usize, device: &Device) -> Result<Held> {
+        let dtype = match part.format {
+            Format::F32 => DType::F32,
+            Format::F16 => DType::F16,
+            Format::BF16 => DType::BF16,
+            blocks => {
+                let storage = QStorage::from_data(Cow::Borrowed(part.bytes), device, blocks.ggml())?;
+                let weight = QTensor::new(storage, (part.out, in_))?;
+                // candle's kernel for one row reads that many values at once, past the end of a shorter rest.
+                return match in_ % KERNEL_VALUES {
+                    0 => QMatMul::from_qtensor(weight).map(Held::Blocks),
+                    _ => weight.dequantize(device).map(Held::Plain),
+                };
             }
         };
-        plain.narrow(0, index, 1)
+        let weight = Tensor::from_raw_buffer(part.bytes, dtype, &[part.out, in_], device)?;
+        // The reference of the tests is as exact as can be.
+        Ok(Held::Plain(if device.is_cpu() { weight.to_dtype(DType::F32)? } else { weight }))
+    }
+
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Held::Plain(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32),
+            Held::Blocks(product) if x.dim(0)? <= ROWS_ONE_BY_ONE => {
+                let rows = (0..x.dim(0)?).map(|row| product.forward(&x.narrow(0, row, 1)?));
+                Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)
+            }
+            Held::Blocks(product) => product.forward(x),
+        }
+    }
+
+    fn row(&self, index: u32) -> Result<Tensor> {
+        match self {
+            Held::Plain(weight) => weight.narrow(0, index as usize, 1)?.to_dtype(DType::F32),
+            Held::Blocks(blocks) => blocks.embedding(&Tensor::new(&[index], &Device::Cpu)?),
+        }
     }
 }

@@ -14,7 +14,8 @@ pub fn open(number: usize) -> Result<Device, PredictError> {
     let device = Device::new_cuda(number).map_err(|error| fault(&error))?;
     if let Device::Cuda(cuda) = &device {
         // Slower then, and no less right: some virtual GPUs have no pools.
-        keep_freed_memory(cuda).unwrap_or_else(|error| tracing::warn!(%error, "the device has no memory pool to set up"));
+        keep_freed_memory(cuda)
+            .unwrap_or_else(|error| tracing::warn!(%error, "the device has no memory pool to set up"));
     }
     Ok(device)
 }
@@ -35,6 +36,10 @@ fn keep_freed_memory(device: &CudaDevice) -> Result<(), DriverError> {
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast())
     }
+}
+
+pub fn name(device: &CudaDevice) -> String {
+    context(device).name().unwrap_or_default()
 }
 
 pub fn capability(device: &CudaDevice) -> Option<Capability> {

@@ -5,7 +5,8 @@ use candle_core::Error;
 use prediction::PredictError;
 
 /// No room on the device. What was running is as good as before.
-const NO_MEMORY: &[&str] = &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "CURAND_STATUS_ALLOCATION_FAILED"];
+const NO_MEMORY: &[&str] =
+    &["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED", "CURAND_STATUS_ALLOCATION_FAILED"];
 
 /// After these every further call of the process fails the same way; only another process may use the device again
 /// (CUDA driver API, `CUresult`: "leaves the process in an inconsistent state"), or the device itself is gone.

@@ -46,6 +46,15 @@ fn open(_: usize) -> Result<Device, PredictError> {
     Err(PredictError::Operator(why.into()))
 }
 
+/// As its maker calls it.
+pub fn name(device: &Device) -> String {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        return cuda::name(device);
+    }
+    if device.is_cpu() { cpu().model } else { String::new() }
+}
+
 /// None for the CPU.
 pub fn capability(device: &Device) -> Option<Capability> {
     #[cfg(feature = "cuda")]

@@ -30,10 +30,20 @@ pub struct Probe {
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Driver {
     /// `LIBRARY` is not there or cannot be loaded.
-    Absent { why: String },
+    Absent {
+        why: String,
+    },
     /// A call failed.
-    Failed { call: String, code: i32, name: String, version: Option<CudaVersion> },
-    Ready { version: CudaVersion, gpus: Vec<Gpu> },
+    Failed {
+        call: String,
+        code: i32,
+        name: String,
+        version: Option<CudaVersion>,
+    },
+    Ready {
+        version: CudaVersion,
+        gpus: Vec<Gpu>,
+    },
 }
 
 /// One GPU that this process may use. `CUDA_VISIBLE_DEVICES` was obeyed and is counted in.
@@ -63,7 +73,7 @@ pub fn ask(free: bool) -> Probe {
     let release = std::fs::read_to_string(Path::new(RELEASE)).ok().map(|text| text.trim().to_owned());
     // SAFETY: what the library does when it is loaded is the driver's own; that is why nobody else is in this process.
     let driver = match unsafe { Library::new(LIBRARY) } {
-        Err(error) => Driver::Absent { why: error.to_string() },
+        Err(error) => Driver::Absent { why: reason(&error) },
         Ok(library) => {
             let cuda = Cuda(library);
             match cuda.gpus(free) {
@@ -81,7 +91,7 @@ pub fn ask(free: bool) -> Probe {
 /// Holds a context on one GPU and gives its free bytes to `tell`, again and again, until that answers false.
 pub fn watch(number: u32, mut tell: impl FnMut(u64) -> bool) -> Result<(), String> {
     // SAFETY: as in `ask`.
-    let cuda = Cuda(unsafe { Library::new(LIBRARY) }.map_err(|error| error.to_string())?);
+    let cuda = Cuda(unsafe { Library::new(LIBRARY) }.map_err(|error| reason(&error))?);
     let mut watched = || -> Result<(), Refused> {
         cuda.init()?;
         let device = cuda.device(number)?;
@@ -91,6 +101,11 @@ pub fn watch(number: u32, mut tell: impl FnMut(u64) -> bool) -> Result<(), Strin
         })
     };
     watched().map_err(|Refused(call, code)| format!("{call}: {} ({code})", cuda.name_of(code)))
+}
+
+/// In the loader's own words, which name the file.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), |loader| loader.to_string())
 }
 
 struct Cuda(Library);
@@ -156,7 +171,8 @@ impl Cuda {
         let major = self.attribute(COMPUTE_CAPABILITY_MAJOR, device)?;
         let minor = self.attribute(COMPUTE_CAPABILITY_MINOR, device)?;
         let free = free.then(|| self.in_context(device, || self.free_bytes()).ok()).flatten();
-        let name = CStr::from_bytes_until_nul(&name).map_or_else(|_| String::new(), |n| n.to_string_lossy().into_owned());
+        let name =
+            CStr::from_bytes_until_nul(&name).map_or_else(|_| String::new(), |n| n.to_string_lossy().into_owned());
         let capability = Capability::new(major, minor);
         Ok(Gpu { number, name, capability, total_bytes: total as u64, free_bytes: free })
     }
@@ -183,7 +199,8 @@ impl Cuda {
             .call::<unsafe extern "C" fn(Context) -> i32>("cuCtxSetCurrent", |f| unsafe { f(context) })
             .and_then(|()| work());
         // SAFETY: it was retained above; nothing of it is used any more.
-        let _ = self.call::<unsafe extern "C" fn(Device) -> i32>("cuDevicePrimaryCtxRelease_v2", |f| unsafe { f(device) });
+        let _ =
+            self.call::<unsafe extern "C" fn(Device) -> i32>("cuDevicePrimaryCtxRelease_v2", |f| unsafe { f(device) });
         done
     }
 

@@ -142,19 +142,19 @@ impl Cache {
 }
 
 #[derive(PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     size: u64,
     modified_ns: i128,
     inode: u64,
 }
 
 impl Stamp {
-    fn of(about: &fs::Metadata) -> Self {
+    pub fn of(about: &fs::Metadata) -> Self {
         let modified_ns = i128::from(about.mtime()) * 1_000_000_000 + i128::from(about.mtime_nsec());
         Self { size: about.len(), modified_ns, inode: about.ino() }
     }
 
-    fn to_text(&self) -> String {
+    pub fn to_text(&self) -> String {
         format!("verified size={} mtime_ns={} inode={}\n", self.size, self.modified_ns, self.inode)
     }
 }

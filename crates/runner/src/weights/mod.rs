@@ -1,5 +1,5 @@
 //! Pinned weights: what they are (`lock`), where they may come from (`mirror`), how they get here (`fetch`, `http`,
-//! `pip`), where they lie (`cache`), and whether they still are what they were (`verify`).
+//! `pip`), where they lie (`cache`), and whether they still are what they were (`verify`, `known`).
 //!
 //! The digest in the lock decides: a source is only a place to try. Everything here blocks, and belongs on a thread of
 //! its own, not on an async runtime's. Opening the files is the business of `gguf` and `safetensors`.
@@ -7,6 +7,7 @@
 mod cache;
 mod fetch;
 mod http;
+mod known;
 pub mod lock;
 mod mirror;
 mod pickle;
@@ -20,7 +21,7 @@ pub use fetch::ensure;
 pub use lock::{Entry, Lock, LockedFile};
 pub use mirror::{Place, Source, mirrors};
 pub(crate) use pickle::is_pickle;
-pub use verify::{lock_path, verify, verify_with};
+pub use verify::{lock_known, lock_path, verify, verify_with};
 
 /// How weights are fetched and where they are kept.
 #[derive(Clone)]

@@ -10,7 +10,7 @@ use prediction::PredictError;
 
 use super::cache::{self, Cache};
 use super::lock::{Entry, LockedFile, Origin, set_digest};
-use super::{Options, Progress, is_pickle};
+use super::{Options, Progress, is_pickle, known};
 
 const MAX_FILES: usize = 10_000;
 
@@ -56,6 +56,15 @@ fn look(cache: &Cache, file: &LockedFile, report: &mut dyn FnMut(Progress)) -> i
 /// An entry for the weights at `path`, a file or a folder: every file is hashed, hidden ones are left out, links to files
 /// are followed, pickles are refused.
 pub fn lock_path(name: &str, path: &Path) -> Result<Entry, PredictError> {
+    lock_by(name, path, &|file| cache::hash(file, |_| {}))
+}
+
+/// The same, but a file that is as it was when it was hashed last is not read again: `known` has the conditions.
+pub fn lock_known(name: &str, path: &Path, options: &Options) -> Result<Entry, PredictError> {
+    lock_by(name, path, &|file| known::hash(&options.cache_dir, file))
+}
+
+fn lock_by(name: &str, path: &Path, hash: &dyn Fn(&Path) -> io::Result<(String, u64)>) -> Result<Entry, PredictError> {
     let refuse =
         |path: &Path, why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", path.display()));
     let mut found = Vec::new();
@@ -77,7 +86,7 @@ pub fn lock_path(name: &str, path: &Path) -> Result<Entry, PredictError> {
         }
         let relative = at.strip_prefix(root).map_err(|e| refuse(at, &e))?;
         let relative = relative.to_str().ok_or_else(|| refuse(at, &"its name is not UTF-8"))?.to_owned();
-        let (hex, size) = cache::hash(at, |_| {}).map_err(|e| refuse(at, &e))?;
+        let (hex, size) = hash(at).map_err(|e| refuse(at, &e))?;
         files.push(LockedFile { path: relative, size, digest: format!("sha256:{hex}"), layer: None });
     }
     let digest = set_digest(&files);

@@ -63,6 +63,8 @@ fn what_is_not_written_has_a_default() {
     assert_eq!((served.threads, served.concurrency, served.context_tokens), (Some(3), None, None));
     let path = "native: { models: [{ name: m, model: llama, path: my/weights.gguf }] }";
     assert_eq!(Config::parse(path).unwrap().models[0].weights, WeightsFrom::Path("my/weights.gguf".into()));
+    let synth = "native: { models: [{ name: m, model: llama, synth: llama-3-8b }] }";
+    assert_eq!(Config::parse(synth).unwrap().models[0].weights, WeightsFrom::Synth("llama-3-8b".into()));
 }
 
 #[test]
@@ -127,7 +129,8 @@ fn a_refusal_names_key_value_and_limit() {
             format!("{}  devices: [{{ device: cpu }}]\n", model("device: cuda")),
             &["native.models[0].device: \"cuda\"", "native.devices uses only cpu"],
         ),
-        (model("path: x"), &["exactly one of `weights` and `path`"]),
+        (model("path: x"), &["exactly one of `weights`, `path` and `synth`"]),
+        (model("synth: x"), &["exactly one of `weights`, `path` and `synth`"]),
         (model("names: [smollm2]"), &["names: \"smollm2\"", "owner/name"]),
         (model("names: [a/b, a/b]"), &["names: \"a/b\" stands there twice"]),
         (model("versions: { v1: other/name }"), &["versions.v1: \"other/name\"", "pinion/m"]),

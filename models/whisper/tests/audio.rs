@@ -1,0 +1,1 @@
+//! Files that are audio and files that are not.
