@@ -129,7 +129,8 @@ impl Audio {
         let format = symphonia::default::get_probe().probe(&hint, stream, options, about).map_err(|error| {
             refuse(format!("the file is not audio of a kind that is read ({error}); readable are {READABLE}"))
         })?;
-        let track = format.default_track(TrackType::Audio).ok_or_else(|| refuse("the file has no audio track".into()))?;
+        let track =
+            format.default_track(TrackType::Audio).ok_or_else(|| refuse("the file has no audio track".into()))?;
         let parameters = track.codec_params.as_ref().and_then(|parameters| parameters.audio());
         let parameters = parameters.ok_or_else(|| refuse("the audio track does not say its codec".into()))?;
         let decoder = symphonia::default::get_codecs()
@@ -308,10 +309,8 @@ impl Resampling {
         let input = SequentialSliceOfVecs::new(chunk, 1, frames).map_err(|error| failed(&error))?;
         let mut output = SequentialSliceOfVecs::new_mut(&mut self.result, 1, room).map_err(|error| failed(&error))?;
         let indexing = partial.map(|frames| Indexing { partial_len: Some(frames), ..Indexing::default() });
-        let (_, written) = self
-            .inner
-            .process_into_buffer(&input, &mut output, indexing.as_ref())
-            .map_err(|error| failed(&error))?;
+        let (_, written) =
+            self.inner.process_into_buffer(&input, &mut output, indexing.as_ref()).map_err(|error| failed(&error))?;
         let skip = self.delay.min(written);
         self.delay -= skip;
         self.given += (written - skip) as u64;

@@ -84,9 +84,7 @@ impl Segment {
             "no_speech_prob": self.no_speech_probability,
         });
         if let Some(words) = &self.words {
-            let word = |word: &Word| {
-                json!({"word": word.text, "start": word.start, "end": word.end, "probability": word.probability})
-            };
+            let word = |word: &Word| json!({"word": word.text, "start": word.start, "end": word.end, "probability": word.probability});
             segment["words"] = words.iter().map(word).collect();
         }
         segment

@@ -55,9 +55,8 @@ impl Config {
                 ref other => Err(PredictError::Operator(format!("variable {name} has {} bytes", other.len()))),
             }
         };
-        let layers = |side: &str| {
-            (0..).take_while(|n| file.has(&format!("{side}/layer_{n}/ffn/linear_0/weight"))).count()
-        };
+        let layers =
+            |side: &str| (0..).take_while(|n| file.has(&format!("{side}/layer_{n}/ffn/linear_0/weight"))).count();
         Self {
             mels: dims("encoder/conv1/weight", 1)?,
             hidden: dims("encoder/conv1/weight", 0)?,
@@ -103,7 +102,9 @@ impl Config {
         for (name, heads) in [("encoder", self.encoder_heads), ("decoder", self.decoder_heads)] {
             if self.hidden != heads * HEAD_DIM {
                 let Self { hidden, .. } = self;
-                return Err(format!("{name}_attention_heads is {heads} for d_model {hidden}; heads of {HEAD_DIM} are run"));
+                return Err(format!(
+                    "{name}_attention_heads is {heads} for d_model {hidden}; heads of {HEAD_DIM} are run"
+                ));
             }
         }
         if ![80, 128].contains(&self.mels) {
@@ -113,7 +114,10 @@ impl Config {
             return Err(format!("max_source_positions is {}; windows of {} are run", self.audio_context, FRAMES / 2));
         }
         if self.vocabulary < 51_864 {
-            return Err(format!("vocab_size is {}; Whisper's vocabularies have 51864 entries or more", self.vocabulary));
+            return Err(format!(
+                "vocab_size is {}; Whisper's vocabularies have 51864 entries or more",
+                self.vocabulary
+            ));
         }
         if self.alignment_heads.is_empty() {
             self.alignment_heads = self.usual_alignment();

@@ -76,9 +76,8 @@ impl Decoding {
         let context = net.config.text_context;
         // One more would have no position.
         let most = (context / 2).min(context + 1 - initial.len());
-        let sequence = || {
-            Ok(Sequence { tokens: Vec::new(), sum: 0.0, said: net.say(initial.len() + most)?, ended: false })
-        };
+        let sequence =
+            || Ok(Sequence { tokens: Vec::new(), sum: 0.0, said: net.say(initial.len() + most)?, ended: false });
         Ok(Self {
             sequences: (0..way.sequences()).map(|_| sequence()).collect::<Result<_>>()?,
             way,

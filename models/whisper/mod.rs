@@ -31,10 +31,7 @@ use std::sync::Arc;
 
 pub const ENTRY: crate::Entry = crate::Entry {
     name: "whisper",
-    schema: || schema::ModelSchema {
-        input: input::Input::fields(),
-        output: schema::Output::Object(input::output()),
-    },
+    schema: || schema::ModelSchema { input: input::Input::fields(), output: schema::Output::Object(input::output()) },
     model: || Arc::new(pipeline::Whisper),
     lock: include_str!("weights.lock"),
     manifest: include_str!("cog.yaml"),

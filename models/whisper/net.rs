@@ -184,8 +184,10 @@ impl Net {
         let Config { hidden, .. } = self.config;
         let Decoder { embed, positions, layers, norm } = &self.decoder;
         let tokens: Vec<u32> = feeds.iter().flat_map(|feed| feed.tokens.iter().copied()).collect();
-        let places: Vec<u32> =
-            feeds.iter().flat_map(|feed| (feed.position..feed.position + feed.tokens.len()).map(|p| p as u32)).collect();
+        let places: Vec<u32> = feeds
+            .iter()
+            .flat_map(|feed| (feed.position..feed.position + feed.tokens.len()).map(|p| p as u32))
+            .collect();
         let places = Tensor::from_vec(places, tokens.len(), &self.device)?;
         let mut x = (embed.linear().rows(&tokens)? + positions.index_select(&places, 0)?)?;
         for (index, layer) in layers.iter().enumerate() {
@@ -197,9 +199,9 @@ impl Net {
                 feed.said.layers[index].write(feed.position, &part(hidden)?, &part(2 * hidden)?)?;
                 row += feed.tokens.len();
             }
-            let own = feeds.iter().flat_map(|feed| {
-                (1..=feed.tokens.len()).map(|n| (&feed.said.layers[index], feed.position + n))
-            });
+            let own = feeds
+                .iter()
+                .flat_map(|feed| (1..=feed.tokens.len()).map(|n| (&feed.said.layers[index], feed.position + n)));
             let seen = op::attend(&qkv.narrow(1, 0, hidden)?, &own.collect::<Vec<_>>(), self.scale())?;
             x = attention.out.forward_add(&seen, &x)?;
             let q = layer.cross.q.forward(&layer.cross.norm.forward(&x, &self.pool)?)?;

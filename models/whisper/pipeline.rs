@@ -67,9 +67,8 @@ impl Pipeline {
         let pool = Arc::new(Pool::new(threads));
         // The vocabulary is built while the weights are repacked.
         let (net, vocabulary) = std::thread::scope(|scope| {
-            let file = opened.tokenizer_file();
             let vocabulary = scope.spawn(|| {
-                let vocabulary = Vocabulary::open(&file, &opened.config)?;
+                let vocabulary = Vocabulary::open(&opened.tokenizer_file(), &opened.config)?;
                 let non_speech = vocabulary.non_speech()?;
                 Ok((vocabulary, non_speech))
             });

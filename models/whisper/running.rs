@@ -136,7 +136,10 @@ impl Running {
         emit(&self.id, Event::Started);
         let asked = self.asked.model.as_deref().map(str::trim).filter(|asked| !asked.is_empty());
         if let Some(asked) = asked.filter(|asked| *asked != model) {
-            emit(&self.id, Event::Log(format!("model {asked} was asked for; this deployment has {model} and uses it\n")));
+            emit(
+                &self.id,
+                Event::Log(format!("model {asked} was asked for; this deployment has {model} and uses it\n")),
+            );
         }
     }
 
@@ -213,7 +216,9 @@ impl Running {
         let (language, _) = super::rules::greatest(&logits[first..first + specials.languages]);
         self.language = Some(language);
         emit(&self.id, Event::Log(format!("Detected language: {}\n", titled(LANGUAGES[language].1))));
-        let Phase::Detecting(windows, heading) = std::mem::replace(&mut self.phase, Phase::Moving) else { return Ok(()) };
+        let Phase::Detecting(windows, heading) = std::mem::replace(&mut self.phase, Phase::Moving) else {
+            return Ok(());
+        };
         // A whole window is heard the same way again.
         self.beginning = (heading.frames() >= super::config::FRAMES).then_some(heard);
         self.begin_pass(*windows, heading, false);
@@ -370,7 +375,8 @@ impl Running {
     fn pass_ended(&mut self, shared: &Shared, emit: &mut dyn FnMut(&Id, Event)) -> Result<Now, PredictError> {
         self.show(emit);
         let Phase::Passing(pass) = &mut self.phase else { return Ok(Now::GoesOn) };
-        let segments: Vec<Segment> = pass.clips.iter_mut().flat_map(|clip| std::mem::take(&mut clip.segments)).collect();
+        let segments: Vec<Segment> =
+            pass.clips.iter_mut().flat_map(|clip| std::mem::take(&mut clip.segments)).collect();
         let tokens: Vec<u32> = segments.iter().flat_map(|segment| segment.tokens.iter().copied()).collect();
         let text = shared.vocabulary.decode(&tokens);
         let (translate, heading) = (pass.translate, pass.heading.clone());

@@ -8,9 +8,6 @@ use prediction::PredictError;
 use super::config::Config;
 use super::languages::LANGUAGES;
 
-/// Timestamps run from 0.00 to 30.00 s in steps of 20 ms.
-pub const TIMESTAMPS: usize = 1501;
-
 /// Special tokens, in the order in which they stand behind the text tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Specials {

@@ -13,9 +13,7 @@ use runner::{Ct2, SafeTensors};
 use serde_json::Value;
 
 use super::config::Config;
-use super::net::{
-    CrossAttention, Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Net, Norm, SelfAttention,
-};
+use super::net::{CrossAttention, Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Net, Norm, SelfAttention};
 
 /// Files with weights, opened and understood.
 pub struct Opened {
@@ -27,7 +25,10 @@ pub struct Opened {
 enum Files {
     Ct2(Ct2),
     /// `prefix` stands before every name, or nothing does.
-    Folder { tensors: SafeTensors, prefix: &'static str },
+    Folder {
+        tensors: SafeTensors,
+        prefix: &'static str,
+    },
 }
 
 /// A tensor's values as the file has them.
@@ -184,7 +185,8 @@ impl Loader<'_> {
         Ok(DecoderLayer {
             attention: self.self_attention(&folder, &ct2)?,
             cross: CrossAttention {
-                norm: self.norm(&format!("{folder}.encoder_attn_layer_norm"), &format!("{ct2}/attention/layer_norm"))?,
+                norm: self
+                    .norm(&format!("{folder}.encoder_attn_layer_norm"), &format!("{ct2}/attention/layer_norm"))?,
                 q: layer(&["q"], 0, hidden)?,
                 kv: layer(&["k", "v"], 1, 2 * hidden)?,
                 out: layer(&["out"], 2, hidden)?,

@@ -268,8 +268,8 @@ fn merge_punctuation(timings: &mut [Timing]) {
 /// The first and the last word of a segment may have swallowed a pause; the segment's own times say so.
 fn settle(segment: &mut Segment, words: &mut [Word], median: f64, longest: f64, last_end: f64) {
     let second = words.get(1).map(|word| (word.start, word.end));
-    let stretched = words[0].end - words[0].start > longest
-        || second.is_some_and(|(_, end)| end - words[0].start > 2.0 * longest);
+    let stretched =
+        words[0].end - words[0].start > longest || second.is_some_and(|(_, end)| end - words[0].start > 2.0 * longest);
     if words[0].end - last_end > 4.0 * median && stretched {
         if let Some((start, end)) = second
             && end - start > longest

@@ -159,7 +159,8 @@ fn put<T: Stored + Send>(
     let (keys, values) = (Shares::new(keys), Shares::new(values));
     let write = |head: usize| {
         // SAFETY: a head belongs to one unit.
-        let (keys, values) = unsafe { (keys.share(head * per_head, per_head), values.share(head * per_head, per_head)) };
+        let (keys, values) =
+            unsafe { (keys.share(head * per_head, per_head), values.share(head * per_head, per_head)) };
         // A block's columns are filled from sixteen rows at a time, so that whole cache lines are written.
         let mut row = 0;
         while row < rows {

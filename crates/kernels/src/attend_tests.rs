@@ -34,9 +34,7 @@ fn expected(case: &Case, q: &[f32], scale: f32, seen: usize, head: usize) -> Vec
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
     let total: f64 = weights.iter().sum();
-    (0..dim)
-        .map(|d| weights.iter().enumerate().map(|(p, w)| w / total * f64::from(case.v[at(p) + d])).sum())
-        .collect()
+    (0..dim).map(|d| weights.iter().enumerate().map(|(p, w)| w / total * f64::from(case.v[at(p) + d])).sum()).collect()
 }
 
 #[test]

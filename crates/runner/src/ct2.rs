@@ -201,7 +201,8 @@ impl Reader<'_> {
 
     fn skip(&mut self, size: usize) -> Result<(), String> {
         let end = self.at.checked_add(size).filter(|&end| end <= self.len);
-        self.at = end.ok_or_else(|| format!("ends after {} bytes, in the middle of something: it was cut", self.len))?;
+        self.at =
+            end.ok_or_else(|| format!("ends after {} bytes, in the middle of something: it was cut", self.len))?;
         Ok(())
     }
 

@@ -145,10 +145,11 @@ impl Memory {
             candle_core::bail!("keys of {:?} and values of {:?} from {first} on in {positions}", k.dims(), v.dims());
         }
         match self {
-            Memory::Cpu { memory, pool } => Rows::of(k)?
-                .with(|k, k_stride| Rows::of(v)?.with(|v, v_stride| {
+            Memory::Cpu { memory, pool } => Rows::of(k)?.with(|k, k_stride| {
+                Rows::of(v)?.with(|v, v_stride| {
                     memory.write(first, rows, (k, k_stride), (v, v_stride), pool);
-                }))?,
+                })
+            })?,
             Memory::Composed { keys, values, .. } => {
                 let shaped = |t: &Tensor| t.contiguous()?.reshape((rows, heads, dim))?.to_dtype(keys.dtype());
                 keys.slice_set(&shaped(k)?, 0, first)?;
@@ -239,7 +240,9 @@ fn composed(q: &Tensor, sights: &[(&Memory, usize)], scale: f32) -> Result<Tenso
         let scores = q.transpose(0, 1)?.contiguous()?.matmul(&heads_first(keys)?.transpose(1, 2)?.contiguous()?)?;
         let mut scores = (scores * f64::from(scale))?;
         if run.iter().any(|(_, sees)| *sees < seen) {
-            let hidden = run.iter().flat_map(|(_, sees)| (0..seen).map(move |p| if p < *sees { 0f32 } else { f32::NEG_INFINITY }));
+            let hidden = run
+                .iter()
+                .flat_map(|(_, sees)| (0..seen).map(move |p| if p < *sees { 0f32 } else { f32::NEG_INFINITY }));
             let hidden = Tensor::from_vec(hidden.collect::<Vec<_>>(), (1, run.len(), seen), q.device())?;
             scores = scores.broadcast_add(&hidden)?;
         }

@@ -14,9 +14,9 @@ mod tests;
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
 use crate::Pool;
+pub use crate::attend::Shape as MemoryShape;
 pub use crate::linear::Part;
 pub use crate::rope::RopeTable;
-pub use crate::attend::Shape as MemoryShape;
 pub use cache::KvCache;
 pub use dense::{Dense, Memory, attend, layer_norm};
 pub use linear::Linear;
