@@ -21,6 +21,7 @@ mod recording;
 mod rules;
 mod running;
 mod silence;
+mod synth;
 #[cfg(test)]
 mod tests;
 mod vocabulary;
@@ -37,5 +38,5 @@ pub const ENTRY: crate::Entry = crate::Entry {
     manifest: include_str!("cog.yaml"),
     bench: bench::run,
     golden: golden::compare,
-    synth: &[],
+    synth: synth::SHAPES,
 };

@@ -31,7 +31,7 @@ pub struct Whisper;
 
 impl Model for Whisper {
     fn needs(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
-        let opened = Opened::open(&locate(&spec.weights, report)?)?;
+        let opened = open(&spec.weights, report)?;
         let places = slots(spec)?.max(MAX_BATCH as usize) as u64;
         Ok(opened.bytes() + places * window_bytes(&opened.config, precision(spec, &opened)?))
     }
@@ -54,9 +54,8 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
-        let folder = locate(&spec.weights, report)?;
+        let opened = open(&spec.weights, report)?;
         let began = Instant::now();
-        let opened = Opened::open(&folder)?;
         let device = runner::device::pick(&spec.device)?;
         let threads = spec.threads.map_or_else(|| runner::device::cpu().cores, |threads| threads as usize);
         if threads == 0 || threads > MAX_THREADS {
@@ -68,7 +67,8 @@ impl Pipeline {
         // The vocabulary is built while the weights are repacked.
         let (net, vocabulary) = std::thread::scope(|scope| {
             let vocabulary = scope.spawn(|| {
-                let vocabulary = Vocabulary::open(&opened.tokenizer_file(), &opened.config)?;
+                let (bytes, file) = opened.tokenizer()?;
+                let vocabulary = Vocabulary::read(&bytes, &file, &opened.config)?;
                 let non_speech = vocabulary.non_speech()?;
                 Ok((vocabulary, non_speech))
             });
@@ -203,15 +203,17 @@ fn size(config: &Config) -> String {
     if config.multilingual() { name.to_owned() } else { format!("{name}.en") }
 }
 
-/// Where the weights lie, fetched first if need be.
-fn locate(weights: &Weights, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
-    let (name, offline) = match weights {
-        Weights::Path(path) => return Ok(path.clone()),
-        Weights::Locked { name, offline } => (name, *offline),
-        Weights::Synth { shape, .. } => {
-            return Err(PredictError::Operator(format!("there is no shape {shape}")));
-        }
-    };
+/// Opens the weights, fetched first if need be.
+fn open(weights: &Weights, report: &mut dyn FnMut(&str)) -> Result<Opened, PredictError> {
+    match weights {
+        Weights::Path(path) => Opened::open(path),
+        Weights::Locked { name, offline } => Opened::open(&locate(name, *offline, report)?),
+        Weights::Synth { shape, dtype, seed } => Opened::synth(shape, dtype, *seed),
+    }
+}
+
+/// Where pinned weights lie, fetched first if need be.
+fn locate(name: &str, offline: bool, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
     let lock = Lock::parse(super::ENTRY.lock)?;
     let mirrors = weights::mirrors(super::ENTRY.manifest, name)?;
     let mut options = weights::Options::from_env();

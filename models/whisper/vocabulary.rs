@@ -59,10 +59,10 @@ impl Specials {
 }
 
 impl Vocabulary {
-    pub fn open(file: &Path, config: &Config) -> Result<Self, PredictError> {
+    /// From the text of a `tokenizer.json`; `file` is for messages.
+    pub fn read(bytes: &[u8], file: &Path, config: &Config) -> Result<Self, PredictError> {
         let wrong = |why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", file.display()));
-        let bytes = std::fs::read(file).map_err(|error| wrong(&error))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes).map_err(|error| wrong(&error))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| wrong(&error))?;
         inner.with_truncation(None).map_err(|error| wrong(&error))?;
         inner.with_padding(None);
         let specials = Specials::of(config);

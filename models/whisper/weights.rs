@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use kernels::op::{Dense, Part};
 use kernels::{Format, Pool};
 use prediction::PredictError;
+use runner::synth::Synth;
 use runner::{Ct2, SafeTensors};
 use serde_json::Value;
 
@@ -68,14 +69,33 @@ impl Opened {
         Ok(Self { config, folder, files: Files::Folder { tensors, prefix } })
     }
 
-    /// The vocabulary.
-    pub fn tokenizer_file(&self) -> PathBuf {
-        self.folder.join("tokenizer.json")
+    /// Random weights of a shape in `ENTRY.synth`.
+    pub fn synth(shape: &str, dtype: &str, seed: u64) -> Result<Self, PredictError> {
+        let synth = Synth::new(super::ENTRY.shape(shape)?, dtype, seed)?;
+        let config = serde_json::from_slice(synth.file("config.json").unwrap_or_default())
+            .map_err(|error| PredictError::Operator(format!("config.json: {error}")))?;
+        let config = Config::from_json(&config, None)?;
+        Ok(Self { config, folder: PathBuf::from(synth.title()), files: Files::Synth(synth) })
+    }
+
+    /// The text of the vocabulary, and where it stands.
+    pub fn tokenizer(&self) -> Result<(Vec<u8>, PathBuf), PredictError> {
+        let path = self.folder.join("tokenizer.json");
+        let bytes = match &self.files {
+            Files::Synth(synth) => synth.file("tokenizer.json").unwrap_or_default().to_vec(),
+            _ => {
+                std::fs::read(&path).map_err(|error| PredictError::Operator(format!("{}: {error}", path.display())))?
+            }
+        };
+        Ok((bytes, path))
     }
 
     /// What the largest weights are stored in.
     pub fn dtype(&self) -> Result<DType, PredictError> {
-        Ok(self.raw("decoder.embed_tokens.weight", "decoder/embeddings/weight")?.dtype)
+        match &self.files {
+            Files::Synth(synth) => Ok(synth.dtype()),
+            _ => Ok(self.raw("decoder.embed_tokens.weight", "decoder/embeddings/weight")?.dtype),
+        }
     }
 
     /// The bytes of all weights as the files have them.
@@ -87,6 +107,7 @@ impl Opened {
             Files::Folder { tensors, .. } => {
                 tensors.names().filter_map(|name| tensors.tensor(name).ok()).map(|t| t.bytes.len() as u64).sum()
             }
+            Files::Synth(synth) => synth.total_bytes(),
         }
     }
 
@@ -138,6 +159,11 @@ impl Opened {
                 let bytes = Cow::Borrowed(tensor.bytes);
                 Ok(Raw { name: folder.into(), dtype: tensor.dtype, shape: tensor.shape.to_vec(), bytes })
             }
+            Files::Synth(synth) => {
+                let name = format!("model.{folder}");
+                let (shape, bytes) = (synth.shape(&name)?.to_vec(), Cow::Owned(synth.bytes(&name)?));
+                Ok(Raw { name: folder.into(), dtype: synth.dtype(), shape, bytes })
+            }
         }
     }
 
@@ -145,6 +171,7 @@ impl Opened {
         match &self.files {
             Files::Ct2(file) => file.has(ct2),
             Files::Folder { tensors, prefix } => tensors.has(&format!("{prefix}{folder}")),
+            Files::Synth(synth) => synth.shape(&format!("model.{folder}")).is_ok(),
         }
     }
 
@@ -153,6 +180,7 @@ impl Opened {
         match &self.files {
             Files::Ct2(file) => file.advise_drop(ct2),
             Files::Folder { tensors, prefix } => tensors.advise_drop(&format!("{prefix}{folder}")),
+            Files::Synth(_) => {}
         }
     }
 }
@@ -221,7 +249,7 @@ impl Loader<'_> {
         let ct2_weight = format!("{ct2}/weight");
         let names = match self.from.files {
             Files::Ct2(_) => &names[..1],
-            Files::Folder { .. } => names,
+            Files::Folder { .. } | Files::Synth(_) => names,
         };
         let rows = out / names.len();
         let (mut raws, mut bias) = (Vec::new(), Vec::with_capacity(out));
