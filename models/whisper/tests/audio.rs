@@ -24,17 +24,19 @@ fn mono_at_16_khz_is_taken_as_it_is() {
 }
 
 #[test]
-fn every_rate_becomes_16_khz_without_delay_or_gain() {
-    let expected = sine(16_000, 1.0);
+fn every_rate_becomes_16_khz_within_a_sample_and_without_gain() {
+    let expected: Vec<f32> = sine(16_000, 1.0).iter().map(|&sample| f32::from(sample) / 32_768.0).collect();
+    let power = |samples: &[f32]| samples.iter().map(|v| v * v).sum::<f32>();
+    // The largest step from one sample to the next.
+    let step = expected.windows(2).map(|pair| (pair[0] - pair[1]).abs()).fold(0.0, f32::max);
     for rate in [8_000, 11_025, 22_050, 44_100, 48_000, 96_000] {
         let got = read(wav(rate, 1, &sine(rate, 1.0)));
         assert_eq!(got.len(), 16_000, "{rate}");
-        let worst = got[800..15_200]
-            .iter()
-            .zip(&expected[800..])
-            .map(|(got, expected)| (got - f32::from(*expected) / 32_768.0).abs())
-            .fold(0.0, f32::max);
-        assert!(worst < 0.01, "{rate}: {worst}");
+        let (got, expected) = (&got[800..15_200], &expected[800..15_200]);
+        let worst = got.iter().zip(expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f32::max);
+        assert!(worst < step, "{rate}: {worst}");
+        let gain = power(got) / power(expected);
+        assert!((gain - 1.0).abs() < 0.01, "{rate}: {gain}");
     }
 }
 
