@@ -18,6 +18,7 @@ use prediction::{LoadSpec, Timestamp, Weights};
 use schema::{ModelSchema, Output};
 use store::feed::Feed;
 use store::{SqliteStore, Store};
+use worker::Owned;
 use worker::echo::Echo;
 
 /// Predictions behind the quantiles.
@@ -26,12 +27,12 @@ const SAMPLES: usize = 1000;
 struct EchoThread;
 
 impl Launch for EchoThread {
-    fn launch(&self) -> std::io::Result<Link> {
+    fn launch(&self, _device: &str) -> std::io::Result<Link> {
         let (to, inbox) = mpsc::channel();
         let (send, from) = tokio::sync::mpsc::unbounded_channel();
         std::thread::spawn(move || {
             let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
-            worker::run(registry, inbox, |frame| send.send(frame).is_ok());
+            worker::run(registry, Owned::cpu(), inbox, |frame| send.send(frame).is_ok());
         });
         Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
     }
@@ -42,7 +43,7 @@ async fn serve(folder: &Path) -> SocketAddr {
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.join("bench.sqlite")).await.expect("opens"));
     let feed = Feed::new(store.clone());
     let spec = LoadSpec::new("echo", "echo", Weights::Path(folder.to_owned()));
-    let settings = Settings { preload: vec!["echo".into()], ..Settings::new("bench", vec![spec]) };
+    let settings = Settings::new("bench", vec![dispatch::Served { preload: true, ..dispatch::Served::new(spec) }]);
     let dispatch =
         Dispatch::start(store.clone(), feed.clone(), Arc::new(EchoThread), settings).await.expect("dispatch starts");
     let served = Served {

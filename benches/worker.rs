@@ -10,13 +10,16 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use dispatch::{Dispatch, Gone, Launch, Link, Settings};
+use dispatch::{Dispatch, Gone, Launch, Link, Served, Settings};
 use prediction::{Event, Id, LoadSpec, Map, Outcome, Request, Timestamp, Weights};
 use serde_json::json;
 use store::feed::Feed;
 use store::{MemoryStore, Store};
 use tokio::runtime::Runtime;
+use worker::Owned;
 use worker::echo::Echo;
+
+use crate::process::Process;
 
 /// Makes this program the worker.
 const WORKER_WORD: &str = "--as-worker";
@@ -34,11 +37,19 @@ fn registry() -> worker::Registry {
 struct EchoThread;
 
 impl Launch for EchoThread {
-    fn launch(&self) -> std::io::Result<Link> {
+    fn launch(&self, _device: &str) -> std::io::Result<Link> {
         let (to, inbox) = mpsc::channel();
         let (send, from) = tokio::sync::mpsc::unbounded_channel();
-        std::thread::spawn(move || worker::run(registry(), inbox, |frame| send.send(frame).is_ok()));
+        std::thread::spawn(move || worker::run(registry(), Owned::cpu(), inbox, |frame| send.send(frame).is_ok()));
         Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
+    }
+}
+
+struct EchoProcess(Process);
+
+impl Launch for EchoProcess {
+    fn launch(&self, _device: &str) -> std::io::Result<Link> {
+        self.0.start()
     }
 }
 
@@ -56,7 +67,7 @@ impl Side {
         let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let feed = Feed::new(store.clone());
         let spec = LoadSpec::new("echo", "echo", Weights::Path("none".into()));
-        let settings = Settings { preload: vec!["echo".into()], ..Settings::new("bench", vec![spec]) };
+        let settings = Settings::new("bench", vec![Served { preload: true, ..Served::new(spec) }]);
         let dispatch = runtime.block_on(Dispatch::start(store, feed.clone(), launch, settings)).expect("starts");
         Self { runtime, dispatch, feed, count: 0 }
     }
@@ -125,9 +136,10 @@ fn input(text: &str, pieces: usize) -> Map {
 
 fn main() {
     if std::env::args().any(|word| word == WORKER_WORD) {
-        child::main(registry());
+        child::main(registry(), Owned::cpu());
     }
-    let process = process::Process::itself([WORKER_WORD.into()]).expect("this program has a file");
+    let program = process::itself().expect("this program has a file");
+    let process = EchoProcess(Process { program, words: vec![WORKER_WORD.into()] });
     let mut sides = [Side::start(Arc::new(EchoThread)), Side::start(Arc::new(process))];
 
     let [mut thread, mut process] = in_turn(&mut sides, WARM_UP, REQUESTS, &input("hello there", 1));

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
+use serde_json::json;
+
 use crate::support::{Server, output_of, pinion, tests_folder};
 
 /// The folder of the fake driver, compiled once.
@@ -174,7 +176,11 @@ fn a_server_whose_gpu_cannot_be_used_says_why_and_serves_on_the_cpu() {
     let (data, none) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut server = Server::start_as(with_gpus(pinion(), "61", none.path()), data.path(), &[]);
     server.wait_for_log("compute capability 6.1");
-    assert_eq!(server.get("/readyz").0, 200);
+    let input = json!({"prompt": "Say OK", "max_tokens": 4, "temperature": 0});
+    let (code, created) = server.post("/v1/models/pinion/smollm2/predictions", &json!({ "input": input }));
+    assert_eq!(code, 201, "{created}");
+    let ended = server.finished(created["id"].as_str().expect("an id"));
+    assert_eq!(ended["status"], "succeeded", "{ended}");
 }
 
 fn check(mut command: Command, more: &[&str]) -> Output {

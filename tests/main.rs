@@ -3,8 +3,14 @@
 mod api_faults;
 mod cli;
 mod crash;
+mod devices;
+mod models;
+mod processes;
+mod ps;
+mod residency;
 mod stops;
 mod support;
+mod synth;
 mod tidy;
 mod tutorial;
 mod worker_process;

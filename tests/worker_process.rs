@@ -1,59 +1,20 @@
 //! The worker is a process that may die, stop or be left behind: the server goes on, nothing accepted is lost, no process
-//! stays. Finds the worker as the server's child in /proc.
+//! stays.
 
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
 use prediction::frame::{FromWorker, Hello, ToWorker};
 use serde_json::{Value, json};
 use worker::pipe::{Reader, Writer};
 
-use crate::support::{PATIENCE, Server, output_of, pinion};
+use crate::processes::{is_gone, signal, until, worker_of};
+use crate::support::{Server, output_of, pinion};
 
 const MODEL: &str = "/v1/models/pinion/smollm2/predictions";
 const INTERRUPTED: &str = "Prediction interrupted; please retry (code: PA)";
-/// Between two looks at something that gives no signal: /proc, a prediction's state.
-const POLL: Duration = Duration::from_millis(5);
-
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "never: {what}");
-        std::thread::sleep(POLL);
-    }
-}
-
-/// State letter and parent, as /proc tells them; none when there is no such process.
-fn stat(pid: u32) -> Option<(char, u32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut words = text.rsplit_once(')')?.1.split_whitespace();
-    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
-}
-
-/// Gone, or a zombie that its new parent has not looked at yet.
-fn is_gone(pid: u32) -> bool {
-    stat(pid).is_none_or(|(state, _)| matches!(state, 'Z' | 'X'))
-}
-
-fn child_of(server: u32) -> Option<u32> {
-    let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    pids.filter(|pid| !is_gone(*pid)).find(|pid| stat(*pid).is_some_and(|(_, parent)| parent == server))
-}
-
-fn worker_of(server: &Server) -> u32 {
-    until("a worker", || child_of(server.pid()))
-}
-
-fn signal(pid: u32, signal: i32) {
-    // SAFETY: a number goes in and a number comes out.
-    assert_eq!(unsafe { libc::kill(pid as i32, signal) }, 0, "{pid} is there");
-}
 
 /// One prediction at a time. A loaded machine may make a worker silent for a while: only the test of that is impatient.
 fn config(folder: &Path, silence_seconds: u64) -> PathBuf {

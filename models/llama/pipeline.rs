@@ -82,7 +82,7 @@ impl Pipeline {
         // The vocabulary is built while the weights are repacked.
         let (net, words) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| opened.tokenizer());
-            let net = opened.net(&device, &pool, precision);
+            let net = opened.load(&device, &pool, precision, report);
             (net, tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (net, (tokenizer, words)) = (net?, words?);
@@ -260,5 +260,5 @@ fn context(spec: &LoadSpec, own: usize) -> Result<usize, PredictError> {
 }
 
 pub(super) fn device_error(error: candle_core::Error) -> PredictError {
-    PredictError::Operator(format!("The device failed: {error}"))
+    runner::device::fault(&error)
 }

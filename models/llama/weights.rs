@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use kernels::op::{Linear, Part};
@@ -19,6 +20,9 @@ use super::config::Config;
 use super::files::{About, Files, Role, at, format_of, only_gguf};
 use super::net::{Layer, Net};
 use super::tokenizer::{Tokenizer, Words};
+
+/// Between two lines of progress.
+const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Weights that were opened and whose shape is known; nothing is in memory yet.
 pub struct Opened {
@@ -142,11 +146,28 @@ impl Opened {
         Ok(if chosen == DType::F32 { DType::F32 } else { DType::F16 })
     }
 
-    /// Repacks every weight for the device. `precision` turns plain weights into that type; quantised blocks stay.
+    /// `load` for those to whom nobody listens.
     pub fn net(&self, device: &Device, pool: &Arc<Pool>, precision: Option<&str>) -> Result<Net, PredictError> {
-        let hidden = self.config.hidden;
+        self.load(device, pool, precision, &mut |_| ())
+    }
+
+    /// Repacks every weight for the device. `precision` turns plain weights into that type; quantised blocks stay. Where it
+    /// takes long, `report` is told how far it is.
+    pub fn load(
+        &self,
+        device: &Device,
+        pool: &Arc<Pool>,
+        precision: Option<&str>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Net, PredictError> {
+        let Config { hidden, layers, .. } = self.config;
         let loader = Loader { from: self, device, pool, precision };
+        let mut told = Instant::now();
         let layer = |i: usize| -> Result<Layer, PredictError> {
+            if told.elapsed() >= PROGRESS {
+                told = Instant::now();
+                report(&format!("{i} of {layers} layers are ready"));
+            }
             Ok(Layer {
                 attn_norm: loader.vector(Role::AttnNorm(i), hidden)?,
                 qkv: loader.linear(&self.qkv(i))?,
@@ -158,7 +179,7 @@ impl Opened {
         };
         Ok(Net {
             embed: loader.linear(&self.embed()?)?,
-            layers: (0..self.config.layers).map(layer).collect::<Result<_, _>>()?,
+            layers: (0..layers).map(layer).collect::<Result<_, _>>()?,
             norm: loader.vector(Role::Norm, hidden)?,
             head: self.head()?.map(|head| loader.linear(&head)).transpose()?,
             config: self.config.clone(),
@@ -290,7 +311,7 @@ impl Loader<'_> {
         let parts = raws.iter().zip(&stack.parts);
         let parts: Vec<_> = parts.map(|(raw, &(_, out))| Part { format: raw.format, out, bytes: &raw.bytes }).collect();
         let linear = Linear::stack(&parts, stack.inputs, self.device, self.pool)
-            .map_err(|error| PredictError::Operator(format!("tensor {}: {error}", raws[0].name)))?;
+            .map_err(|error| runner::device::fault(&error.context(format!("tensor {}", raws[0].name))))?;
         stack.parts.iter().for_each(|&(role, _)| self.from.files.done(role));
         Ok(linear)
     }
@@ -301,7 +322,7 @@ impl Loader<'_> {
         let values = raw.to_f32().ok_or_else(|| {
             PredictError::Operator(format!("tensor {} is {}; gains are f32, f16 or bf16", raw.name, raw.format.name()))
         })?;
-        Tensor::from_vec(values, size, self.device).map_err(|error| PredictError::Operator(error.to_string()))
+        Tensor::from_vec(values, size, self.device).map_err(|error| runner::device::fault(&error))
     }
 }
 

@@ -99,8 +99,7 @@ impl Toolkit {
         let stubs = self.home.join(format!("targets/{machine}-linux/lib/stubs"));
         let system = [PathBuf::from(format!("/usr/lib/{machine}-linux-gnu")), PathBuf::from("/usr/lib64"), stubs];
         let folders: Vec<PathBuf> = within.iter().map(|folder| self.home.join(folder)).chain(system).collect();
-        let file = |library: &&str| format!("lib{library}.so");
-        let absent = LIBRARIES.iter().map(|library| file(&library));
+        let absent = LIBRARIES.iter().map(|library| format!("lib{library}.so"));
         absent.filter(|file| !folders.iter().any(|folder| folder.join(file).exists())).collect()
     }
 

@@ -32,11 +32,6 @@ pub async fn webhook_secret(State(app): State<Arc<App>>) -> Answer {
     Ok(json_answer(&json!({ "key": app.api.store.secret(WEBHOOK_SECRET).await? })))
 }
 
-/// Needs no token: it says nothing but that requests are answered.
-pub async fn ready() -> Answer {
-    Ok(json_answer(&json!({ "status": "ready" })))
-}
-
 pub async fn home(origin: Origin) -> Answer {
     Ok(json_answer(&json!({ "name": "Pinion", "api": origin.api(""), "models": origin.api("/models") })))
 }

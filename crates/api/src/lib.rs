@@ -18,8 +18,8 @@ mod predictions;
 mod render;
 mod routes;
 mod sse;
+mod status;
 mod stream;
-
 mod wait;
 
 use std::{collections::BTreeMap, sync::Arc};

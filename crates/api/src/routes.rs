@@ -13,7 +13,7 @@ use axum::{
 use tower::{Layer, util::MapRequestLayer};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{App, auth, errors::Problem, home, models, origin, predictions, stream};
+use crate::{App, auth, errors::Problem, home, models, origin, predictions, status, stream};
 
 /// What the hosted API has and this server has not yet. They answer so, instead of as if they did not exist.
 #[rustfmt::skip]
@@ -56,7 +56,8 @@ fn api() -> Router<Arc<App>> {
         .route("/models/{owner}/{name}/versions/{id}", get(models::get_version))
         .route("/account", get(home::account))
         .route("/hardware", get(home::hardware))
-        .route("/webhooks/default/secret", get(home::webhook_secret));
+        .route("/webhooks/default/secret", get(home::webhook_secret))
+        .route("/pinion/status", get(status::status));
     NOT_THERE_YET.iter().fold(there, |router, &(method, name, path)| {
         router.route(path, on(method, move || async move { not_there_yet(name, path) }))
     })
@@ -66,7 +67,7 @@ fn api() -> Router<Arc<App>> {
 fn open() -> Router<Arc<App>> {
     Router::new()
         .route("/", get(home::home))
-        .route("/readyz", get(home::ready))
+        .route("/readyz", get(status::ready))
         .route("/p/{id}", get(home::web))
         .route("/streams/{key}", get(stream::stream))
 }

@@ -11,20 +11,14 @@ use store::{Lease, Renewed, Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, Instant};
 
+use crate::lease::{Leasing, RENEW_EVERY};
 use crate::live::{Live, Stage};
 use crate::place::{Place, next_frame};
-use crate::recover::{Verdict, verdict};
 use crate::target::Target;
 use crate::timers::{Due, Key, Timers};
 use crate::{Health, Launch, Settings, SubmitError};
 
-/// Leases asked for at once.
-const LEASE_BATCH: usize = 256;
-/// Leases hold 30 s; this often they are renewed.
-const RENEW_EVERY: Duration = Duration::from_secs(5);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// Before leases are asked for again after the store failed.
-const LEASE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Before it come those that are wanted unasked.
 const FIRST_ARRIVAL: u64 = 1;
@@ -40,13 +34,6 @@ pub enum Said {
     Renewed(Vec<(Id, u32)>, Result<Vec<Renewed>, StoreError>),
     Written(crate::write::Written),
     Released,
-}
-
-/// One lease call at a time; `again` if something was created meanwhile.
-#[derive(Default)]
-struct Leasing {
-    busy: bool,
-    again: bool,
 }
 
 #[derive(Default)]
@@ -76,7 +63,7 @@ pub struct Core {
     arrivals: u64,
     pub flush_set: bool,
     pub positions_set: bool,
-    leasing: Leasing,
+    pub leasing: Leasing,
     pub draining: Option<Draining>,
     /// As of the given moment.
     pub health: Arc<Mutex<(Health, Instant)>>,
@@ -115,19 +102,6 @@ impl Core {
             leasing: Leasing::default(),
             draining: None,
             health,
-        }
-    }
-
-    /// Takes up what an earlier life left. When this returns all of it is live in the feed.
-    pub async fn recover(&mut self) -> Result<(), StoreError> {
-        self.store.release(&self.settings.owner).await?;
-        loop {
-            let leases = self.store.lease(&self.settings.owner, LEASE_BATCH).await?;
-            let full = leases.len() == LEASE_BATCH;
-            leases.into_iter().for_each(|lease| self.leased(lease));
-            if !full {
-                return Ok(());
-            }
         }
     }
 
@@ -248,7 +222,7 @@ impl Core {
     }
 
     /// A prediction whose lease we have takes its place in the queue of its target.
-    fn enqueue(&mut self, id: &Id) {
+    pub fn enqueue(&mut self, id: &Id) {
         let now = Instant::now();
         let Some(live) = self.live.get_mut(id) else { return };
         live.stage = Stage::Waiting;
@@ -277,100 +251,6 @@ impl Core {
             there.queue.push_back(id.clone());
         }
         self.log_joining(&target, id);
-    }
-
-    /// Asks for leases on whatever nobody holds.
-    pub fn want_leases(&mut self) {
-        if self.draining.is_some() {
-            return;
-        }
-        if self.leasing.busy {
-            self.leasing.again = true;
-            return;
-        }
-        self.leasing = Leasing { busy: true, again: false };
-        let (store, owner, reports) = (self.store.clone(), self.settings.owner.clone(), self.reports.clone());
-        tokio::spawn(async move {
-            let result = store.lease(&owner, LEASE_BATCH).await;
-            if let Some(reports) = reports.upgrade() {
-                let _ = reports.send(Said::Leased(result));
-            }
-        });
-    }
-
-    fn leases(&mut self, result: Result<Vec<Lease>, StoreError>) {
-        let again = std::mem::take(&mut self.leasing).again;
-        match result {
-            Ok(leases) => {
-                let full = leases.len() == LEASE_BATCH;
-                leases.into_iter().for_each(|lease| self.leased(lease));
-                if again || full {
-                    self.want_leases();
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "no leases; asking again");
-                self.timers.add(Instant::now() + LEASE_AGAIN, Due::Lease);
-            }
-        }
-        self.drained_yet();
-    }
-
-    fn leased(&mut self, lease: Lease) {
-        let id = lease.prediction.request.id.clone();
-        if let Some(live) = self.live.get_mut(&id) {
-            // Either its first lease, or ours ran out and we have it again: then it goes on under the new number.
-            live.attempt = lease.attempt;
-            if live.stage == Stage::Created {
-                self.enqueue(&id);
-            }
-            return;
-        }
-        self.live.insert(id.clone(), Live::recovered(&lease.prediction, lease.attempt));
-        self.feed.open(lease.prediction.clone());
-        match verdict(&lease, Timestamp::now()) {
-            Verdict::End(outcome) => self.finish(&id, outcome),
-            Verdict::Wait { repeats } => {
-                if repeats {
-                    self.log(&id, "interrupted; running again\n");
-                }
-                self.enqueue(&id);
-            }
-        }
-    }
-
-    fn renew(&mut self) {
-        self.timers.add(Instant::now() + RENEW_EVERY, Due::Renew);
-        let held = self.live.iter().filter(|(_, live)| live.attempt > 0);
-        let held: Vec<_> = held.map(|(id, live)| (id.clone(), live.attempt)).collect();
-        let (store, owner, reports) = (self.store.clone(), self.settings.owner.clone(), self.reports.clone());
-        tokio::spawn(async move {
-            let result = if held.is_empty() { Ok(Vec::new()) } else { store.renew(&owner, &held).await };
-            if let Some(reports) = reports.upgrade() {
-                let _ = reports.send(Said::Renewed(held, result));
-            }
-        });
-    }
-
-    fn renewed(&mut self, held: Vec<(Id, u32)>, result: Result<Vec<Renewed>, StoreError>) {
-        match result {
-            Err(error) => tracing::warn!(%error, "leases could not be renewed"),
-            Ok(renewed) => {
-                for (renewed, (id, attempt)) in renewed.into_iter().zip(held) {
-                    let Some(live) = self.live.get(&id) else { continue };
-                    if live.stage == Stage::Ended || live.attempt != attempt {
-                        continue;
-                    }
-                    if renewed.lost {
-                        self.lost(&id);
-                    } else if renewed.cancel_requested {
-                        self.stop(&id, Outcome::Canceled);
-                    }
-                }
-            }
-        }
-        // Ones that another process lost; also our own, had this process slept through its leases.
-        self.want_leases();
     }
 
     fn sweep(&mut self) {

@@ -89,10 +89,7 @@ impl Core {
             tracing::warn!(target, %error, "loading ran out of memory; once more without the idle models");
             self.log_waiting(target, &format!("{error}; loading {target} once more without the idle models\n"));
             self.unload_idle(place);
-            if let Some(there) = self.targets.get_mut(target) {
-                there.wanted |= there.served.pinned;
-            }
-            return;
+            return self.want_again(target);
         }
         self.load_failed(place, target, error.text());
     }
@@ -104,12 +101,18 @@ impl Core {
         tracing::error!(target, device = at.device, why, "loading failed");
         at.trouble(target).fail(why.to_owned(), now);
         if self.hopeless(target, now).is_none() {
-            return;
+            return self.want_again(target);
         }
         let Some(there) = self.targets.get_mut(target) else { return };
         there.wanted = false;
         for id in std::mem::take(&mut there.queue) {
             self.finish(&id, Outcome::Failed { error: why.to_owned() });
+        }
+    }
+
+    fn want_again(&mut self, target: &str) {
+        if let Some(there) = self.targets.get_mut(target) {
+            there.want_again();
         }
     }
 

@@ -3,9 +3,11 @@
 //!
 //! Refuses to know HTTP, models and how a worker is run: a thread or a process looks the same through a `Link`.
 
+mod bring;
 mod core;
 mod health;
 mod hear;
+mod lease;
 mod link;
 mod live;
 mod lose;

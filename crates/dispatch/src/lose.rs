@@ -7,7 +7,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::core::Core;
 use crate::live::{Live, Stage};
-use crate::place::State;
+use crate::place::{Resident, State};
 use crate::recover::{RUN_ATTEMPTS, interrupted};
 use crate::timers::Due;
 
@@ -65,15 +65,23 @@ impl Core {
                     continue;
                 }
             }
-            if let Some(there) = self.targets.get_mut(&target) {
-                let goes = matches!(model.state, State::Unloading { .. });
-                there.wanted |= there.served.pinned || (there.served.preload && !goes);
-            }
+            self.replace(&target, &model);
         }
         for target in broken {
             self.load_failed(place, &target, &format!("{why} while it loaded the model"));
         }
         self.interrupt(|live| live.place == place, why, &interrupted());
+    }
+
+    /// What was loaded unasked is loaded again, unless there is another copy of it.
+    fn replace(&mut self, target: &str, lost: &Resident) {
+        let Some(there) = self.targets.get_mut(target) else { return };
+        let mut copies = self.places.iter_mut().filter_map(|place| place.models.get_mut(target));
+        if let Some(copy) = copies.find(|copy| !matches!(copy.state, State::Unloading { .. })) {
+            copy.pinned |= lost.pinned;
+        } else if !matches!(lost.state, State::Unloading { .. }) {
+            there.want_again();
+        }
     }
 
     /// Those inside of whom `which` is true do not go on. They run once more, in the order in which they came; who has been

@@ -149,6 +149,11 @@ impl Place {
         if first { Duration::ZERO } else { pause }
     }
 
+    /// The last workers, more than one, did not start or did not live.
+    pub fn is_failing(&self) -> bool {
+        !self.ready && self.lost > 1
+    }
+
     /// The largest budget that any of its workers found: one that starts while its predecessor's memory is still on its way
     /// back finds too little.
     pub fn hello(&mut self, hello: &Hello) {
@@ -215,7 +220,8 @@ impl Place {
         (now < *until).then_some((why, *until))
     }
 
-    pub fn health(&self, now: Instant) -> DeviceHealth {
+    /// `pinned` knows which models are, also of those that failed.
+    pub fn health(&self, now: Instant, pinned: impl Fn(&str) -> bool) -> DeviceHealth {
         let resident = |(target, model): (&String, &Resident)| ModelHealth {
             target: target.clone(),
             state: match &model.state {
@@ -230,7 +236,7 @@ impl Place {
         let broken = |(target, trouble): (&String, &Trouble)| {
             let (why, _) = trouble.failed.as_ref().filter(|_| !self.models.contains_key(target))?;
             let state = ModelState::Failed { why: why.clone() };
-            Some(ModelHealth { target: target.clone(), state, active: 0, idle_seconds: None, pinned: false })
+            Some(ModelHealth { target: target.clone(), state, active: 0, idle_seconds: None, pinned: pinned(target) })
         };
         DeviceHealth {
             device: self.device.clone(),

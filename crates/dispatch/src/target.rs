@@ -30,10 +30,11 @@ pub struct Waits {
 }
 
 impl Waits {
-    /// For a worker that is being started: soon over, and not worth a line.
-    pub fn worker(devices: &str) -> Self {
-        let line = format!("a worker on {devices}");
-        Self { about: line.clone(), line, logged: false }
+    /// For a worker that is being started: soon over, and not worth a line unless the ones before did not live either.
+    pub fn worker(devices: &str, ones_before_lived: bool) -> Self {
+        let what = if ones_before_lived { "" } else { ": the ones before did not start or did not live" };
+        let line = format!("a worker on {devices}{what}");
+        Self { about: line.clone(), line, logged: !ones_before_lived }
     }
 
     pub fn device(device: &str, what: &str) -> Self {
@@ -54,8 +55,14 @@ impl Waits {
 
 impl Target {
     pub fn new(served: Served) -> Self {
-        let wanted = served.pinned || served.preload;
-        Self { served, queue: VecDeque::new(), bytes: None, wanted, waits: None }
+        let mut new = Self { served, queue: VecDeque::new(), bytes: None, wanted: false, waits: None };
+        new.want_again();
+        new
+    }
+
+    /// If it is there without being asked for, it is to be there again.
+    pub fn want_again(&mut self) {
+        self.wanted |= self.served.pinned || self.served.preload;
     }
 
     /// A size that was heard of: it never needs to be asked for less again.

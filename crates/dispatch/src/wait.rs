@@ -95,8 +95,9 @@ impl Core {
                 None => there.waits.as_ref().map(|waits| waits.line.clone()),
             },
         };
+        let pinned = |target: &str| self.targets.get(target).is_some_and(|there| there.served.pinned);
         let health = Health {
-            devices: self.places.iter().map(|place| place.health(now)).collect(),
+            devices: self.places.iter().map(|place| place.health(now, pinned)).collect(),
             targets: self.targets.iter().map(target).collect(),
             waiting: self.waiting(),
         };

@@ -1,4 +1,4 @@
-//! The HTTP client behind the rules. Knows time limits; refuses to read answers beyond their status.
+//! The HTTP client behind the rules. Knows time limits; refuses to read more of an answer than it was told.
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +28,8 @@ pub enum EgressError {
     Unresolved(String),
     #[error("no answer within {TOTAL_SECONDS} s")]
     TimedOut,
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
     #[error("{0}")]
     Failed(String),
 }
@@ -82,6 +84,28 @@ impl Egress {
             Ok(answer) => Ok(answer.status().as_u16()),
             Err(error) => Err(sorted(error)),
         }
+    }
+
+    /// The status, whichever it is, and the body of at most `limit_bytes`.
+    pub async fn get(
+        &self,
+        url: &str,
+        headers: &[(&str, String)],
+        limit_bytes: usize,
+    ) -> Result<(u16, Vec<u8>), EgressError> {
+        let mut request = self.client.get(check(url, &self.rules)?);
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let mut answer = request.send().await.map_err(sorted)?;
+        let mut body = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(sorted)? {
+            if body.len() + piece.len() > limit_bytes {
+                return Err(EgressError::TooLong(limit_bytes));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok((answer.status().as_u16(), body))
     }
 }
 
@@ -168,6 +192,18 @@ mod tests {
         assert!(said.starts_with("post /hook http/1.1\r\n"), "{said}");
         assert!(said.contains("webhook-id: msg_1\r\n"), "{said}");
         assert!(said.contains(concat!("user-agent: pinion/", env!("CARGO_PKG_VERSION"), "\r\n")), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_get_gives_status_and_body_and_no_more_than_was_asked_for() {
+        let (url, mut hear) = receiver("HTTP/1.1 401 Unauthorized\r\ncontent-length: 5\r\n\r\nhello").await;
+        let egress = Egress::new(HERE).unwrap();
+        let headers = [("authorization", "Bearer r8_a".to_owned())];
+        assert_eq!(egress.get(&url, &headers, 5).await.unwrap(), (401, b"hello".to_vec()));
+        let said = hear.recv().await.unwrap().to_lowercase();
+        assert!(said.starts_with("get /hook") && said.contains("authorization: bearer r8_a\r\n"), "{said}");
+        let refused = egress.get(&url, &[], 4).await.unwrap_err();
+        assert_eq!(refused.to_string(), "the answer is longer than 4 bytes");
     }
 
     #[tokio::test]

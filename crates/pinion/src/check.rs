@@ -16,9 +16,8 @@ use tokio::process::{Child, ChildStdout};
 use crate::deployment::{Deployment, Offer};
 use crate::devices::{Device, Found};
 use crate::failure::Failure;
-use crate::fetch;
 use crate::out::print_line;
-use crate::process::{self, Process};
+use crate::{fetch, launch, process};
 
 /// Asked on every device, without chance.
 const QUESTION: &str = "What is the capital of France? Answer in one sentence.";
@@ -129,7 +128,7 @@ async fn answer(offer: &Offer, device: &Device) -> Result<Answer, Failure> {
         Some(watch) => watch.next(PATIENCE).await.ok_or_else(|| Failure::failed("its free memory is not told"))?,
         None => 0,
     };
-    let link = Process::of(device).and_then(|process| process.start()).map_err(Failure::failed)?;
+    let link = launch::process(device).and_then(|process| process.start()).map_err(Failure::failed)?;
     let (link, spoken) = tokio::time::timeout(PATIENCE, speak(link, offer, device))
         .await
         .map_err(|_| Failure::Failed(format!("no answer within {} s", PATIENCE.as_secs())))?;

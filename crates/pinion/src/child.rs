@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 /// Serves frames on stdin and stdout until told to go or until the server is gone. Does not return: what the models hold
 /// goes with the process, not by their destructors.
-pub fn main(registry: worker::Registry) -> ! {
-    match serve(registry) {
+pub fn main(registry: worker::Registry, owned: worker::Owned) -> ! {
+    match serve(registry, owned) {
         Ok(()) => leave(0),
         Err(error) => {
             tracing::error!(%error, "the worker could not start");
@@ -17,14 +17,14 @@ pub fn main(registry: worker::Registry) -> ! {
     }
 }
 
-fn serve(registry: worker::Registry) -> io::Result<()> {
+fn serve(registry: worker::Registry, owned: worker::Owned) -> io::Result<()> {
     let frames_in = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let frames_out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     // From here a print goes to the log and a read finds nothing.
     replace(io::stdin().as_fd(), File::open("/dev/null")?.as_raw_fd())?;
     replace(io::stdout().as_fd(), io::stderr().as_raw_fd())?;
     obey_the_server_only();
-    worker::serve_pipes(registry, frames_in, frames_out, || leave(0))
+    worker::serve_pipes(registry, owned, frames_in, frames_out, || leave(0))
 }
 
 fn replace(descriptor: BorrowedFd, by: RawFd) -> io::Result<()> {

@@ -1,20 +1,72 @@
-//! Starts a worker on a thread of this process, for the words that run one prediction and end: nothing to hand over, no
-//! second program to start. Dispatch sees the same `Link` as of a process.
+//! A worker from both sides: how it is started for a device, and inside, which models it can load and what it owns. Under
+//! `serve` it is a process; for the words that run one prediction and end it is a thread: nothing to hand over, no second
+//! program to start. Dispatch sees the same `Link` of both.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
 use std::sync::mpsc;
 
+use clap::Args;
 use dispatch::{Gone, Launch, Link};
+use prediction::PredictError;
+use prediction::frame::FromWorker;
+use worker::Owned;
+
+use crate::child;
+use crate::devices::Device;
+use crate::failure::Failure;
+use crate::process::{self, Process};
+
+#[derive(Args)]
+pub struct Words {
+    /// The device it owns: cpu or cuda:N
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: String,
+}
+
+/// A worker in this process, for the server at the other end of stdin and stdout. It returns only to refuse.
+pub fn main(words: Words) -> Result<(), Failure> {
+    child::main(registry(), owned(&words.device)?)
+}
+
+/// The worker of a device, by the executable that serves it.
+pub fn process(device: &Device) -> io::Result<Process> {
+    let program = device.executable.clone().map_or_else(process::itself, Ok)?;
+    Ok(Process { program, words: ["worker", "--device", &device.device].map(OsString::from).into() })
+}
+
+/// The workers of this machine's devices, a process each.
+pub struct Processes(BTreeMap<String, Process>);
+
+impl Processes {
+    pub fn of(devices: &[Device]) -> io::Result<Self> {
+        devices.iter().map(|device| Ok((device.device.clone(), process(device)?))).collect::<io::Result<_>>().map(Self)
+    }
+}
+
+impl Launch for Processes {
+    /// Called inside a tokio runtime.
+    fn launch(&self, device: &str) -> io::Result<Link> {
+        match self.0.get(device) {
+            Some(process) => process.start(),
+            None => Err(io::Error::other(format!("there is no device {device} here"))),
+        }
+    }
+}
 
 pub struct Thread;
 
 impl Launch for Thread {
-    fn launch(&self) -> std::io::Result<Link> {
+    fn launch(&self, device: &str) -> io::Result<Link> {
         let (to, inbox) = mpsc::channel();
         let (send, from) = tokio::sync::mpsc::unbounded_channel();
-        std::thread::Builder::new()
-            .name("worker".into())
-            .spawn(move || worker::run(registry(), inbox, |frame| send.send(frame).is_ok()))?;
+        let device = device.to_owned();
+        std::thread::Builder::new().name("worker".into()).spawn(move || match owned(&device) {
+            Ok(owned) => worker::run(registry(), owned, inbox, |frame| send.send(frame).is_ok()),
+            // Whoever has gone meanwhile needs no reason.
+            Err(error) => drop(send.send(FromWorker::Broken { why: error.to_string() })),
+        })?;
         Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
     }
 }
@@ -22,4 +74,14 @@ impl Launch for Thread {
 /// Every model of this build, by its folder's name.
 pub fn registry() -> worker::Registry {
     models::ALL.iter().map(|entry| (entry.name.to_owned(), (entry.model)())).collect::<BTreeMap<_, _>>()
+}
+
+/// The device, opened: `cpu` or `cuda:N`.
+fn owned(device: &str) -> Result<Owned, PredictError> {
+    let opened = runner::device::pick(device)?;
+    Ok(Owned {
+        device: device.to_owned(),
+        name: runner::device::name(&opened),
+        memory: Box::new(move || runner::device::memory_of(&opened)),
+    })
 }

@@ -1,17 +1,23 @@
 //! The program. Words in, exit code out; each word's work is in the file of its name.
 
 mod bench;
+mod check;
 mod child;
 mod deployment;
+mod devices;
 mod doctor;
 mod failure;
 mod fetch;
+mod golden;
 mod inputs;
 mod launch;
 mod list;
 mod out;
 mod paths;
+mod places;
+mod probe;
 mod process;
+mod ps;
 mod run;
 mod serve;
 mod token;
@@ -40,6 +46,8 @@ enum Word {
     Serve(serve::Words),
     /// Run one prediction here: text streams to stdout, everything else goes to stderr.
     Run(run::Words),
+    /// How a server stands: devices, models, memory, who waits for what.
+    Ps(ps::Words),
     /// What this deployment serves, under which names and versions.
     Models(list::Words),
     /// Fetch, check and pin weights.
@@ -54,25 +62,34 @@ enum Word {
     Bench(bench::Words),
     /// Own the device for a server: frames on stdin and stdout. Started by `serve`.
     #[command(hide = true)]
-    Worker,
+    Worker(launch::Words),
+    /// What this executable is, and what the driver says. Asked by `serve` and `doctor`, in a process of its own.
+    #[command(hide = true)]
+    Probe(probe::Words),
+    /// A model's numbers beside the reference's, on one device: `cargo xtask golden`.
+    #[command(hide = true)]
+    Golden(golden::Words),
 }
 
 fn main() -> ExitCode {
     let word = Cli::parse().word;
     match word {
-        Word::Worker => log_to_the_server(),
+        Word::Worker(_) => log_to_the_server(),
         Word::Serve(_) => log_to_stderr("info"),
         _ => log_to_stderr("warn"),
     }
     let outcome = match word {
         Word::Serve(words) => serve::main(words),
         Word::Run(words) => run::main(words),
+        Word::Ps(words) => ps::main(words),
         Word::Models(words) => list::main(words),
         Word::Weights(word) => weights::main(word),
         Word::Token(word) => token::main(word),
         Word::Doctor(words) => doctor::main(words),
         Word::Bench(words) => bench::main(words),
-        Word::Worker => child::main(launch::registry()),
+        Word::Worker(words) => launch::main(words),
+        Word::Probe(words) => probe::main(words),
+        Word::Golden(words) => golden::main(words),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

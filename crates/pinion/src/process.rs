@@ -1,21 +1,18 @@
 //! Starts a worker as a process of its own and speaks with it over its stdin and stdout. Dispatch sees a `Link`, as of a
 //! thread. Refuses to know what is said, and why a worker is ended.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use dispatch::{Gone, Launch, Link};
+use dispatch::{Gone, Link};
 use prediction::frame::{Emitted, FromWorker, ToWorker};
 use prediction::{Event, Outcome};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot};
 use worker::pipe::{Held, encode};
-
-use crate::devices::Device;
 
 /// Bytes read from a worker at once: what a Linux pipe holds.
 const READ_BYTES: usize = 64 << 10;
@@ -37,12 +34,6 @@ pub struct Process {
 }
 
 impl Process {
-    /// The worker of a device, by the executable that serves it.
-    pub fn of(device: &Device) -> io::Result<Self> {
-        let program = device.executable.clone().map_or_else(itself, Ok)?;
-        Ok(Self { program, words: ["worker", "--device", &device.device].map(OsString::from).into() })
-    }
-
     /// Called inside a tokio runtime.
     pub fn start(&self) -> io::Result<Link> {
         let mut child = Command::new(&self.program)
@@ -71,25 +62,6 @@ impl Process {
             to.send(frame).map_err(|_| Gone)
         };
         Ok(Link { to: Box::new(to), from })
-    }
-}
-
-/// The workers of this machine's devices.
-pub struct Processes(BTreeMap<String, Process>);
-
-impl Processes {
-    pub fn of(devices: &[Device]) -> io::Result<Self> {
-        let process = |device: &Device| Ok((device.device.clone(), Process::of(device)?));
-        devices.iter().map(process).collect::<io::Result<_>>().map(Self)
-    }
-}
-
-impl Launch for Processes {
-    /// Called inside a tokio runtime.
-    fn launch(&self, device: &str) -> io::Result<Link> {
-        let process =
-            self.0.get(device).ok_or_else(|| io::Error::other(format!("there is no device {device} here")))?;
-        process.start()
     }
 }
 

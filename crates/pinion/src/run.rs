@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::deployment::{CogYaml, Offer};
 use crate::failure::Failure;
-use crate::{fetch, inputs, launch, out};
+use crate::{devices, fetch, inputs, launch, out};
 
 #[derive(Args)]
 pub struct Words {
@@ -79,18 +79,32 @@ fn request(offer: &Offer, words: &Words, input: Map) -> Result<Request, Failure>
     })
 }
 
+/// The processor is at hand on a thread; what another device needs, its own executable has.
+fn worker(device: &str) -> Result<Link, Failure> {
+    if device == "cpu" {
+        return launch::Thread.launch(device).map_err(Failure::failed);
+    }
+    let found = devices::find();
+    let processes = launch::Processes::of(&found.devices).map_err(Failure::failed)?;
+    processes.launch(device).map_err(|error| {
+        let whys: Vec<String> = [error.to_string()].into_iter().chain(found.notes).collect();
+        Failure::Failed(whys.join("; "))
+    })
+}
+
 /// Loads, admits, and folds events until the last one. Text goes out as it comes.
 async fn predict(offer: &Offer, words: &Words, request: Request) -> Result<Prediction, Failure> {
-    let Link { to, mut from } = launch::Thread.launch().map_err(Failure::failed)?;
+    let spec = offer.spec(words.weights.clone());
+    let Link { to, mut from } = worker(&spec.device)?;
     let say = |frame| to(frame).map_err(|gone| Failure::Failed(gone.to_string()));
     let target = request.target.clone();
     say(ToWorker::Hello(Hello {
         build: env!("CARGO_PKG_VERSION").into(),
-        device: String::new(),
+        device: spec.device.clone(),
         name: String::new(),
         memory: None,
     }))?;
-    say(ToWorker::Load { spec: offer.spec(words.weights.clone()), room_bytes: None })?;
+    say(ToWorker::Load { spec, room_bytes: None })?;
     let mut prediction = Prediction::new(request);
     loop {
         let frame = tokio::select! {

@@ -17,8 +17,8 @@ use webhook::Webhooks;
 
 use crate::deployment::{CogYaml, Deployment, Offer};
 use crate::failure::Failure;
-use crate::paths;
-use crate::process::Process;
+use crate::launch::Processes;
+use crate::{devices, paths, places};
 
 #[derive(Args)]
 pub struct Words {
@@ -30,10 +30,19 @@ pub struct Words {
     data: Option<PathBuf>,
     #[command(flatten)]
     config: CogYaml,
+    /// Random weights of this shape, e.g. llama-3-8b, in place of a cog.yaml: for measuring
+    #[arg(long, value_name = "SHAPE", conflicts_with = "config")]
+    synth: Option<String>,
+    /// With --synth: the precision they are made in; left out: as the real weights are published
+    #[arg(long, requires = "synth", value_parser = ["f32", "f16", "bf16"])]
+    dtype: Option<String>,
 }
 
 pub fn main(words: Words) -> Result<(), Failure> {
-    let deployment = words.config.load()?;
+    let deployment = match &words.synth {
+        Some(shape) => Deployment::synth(shape, words.dtype.as_deref())?,
+        None => words.config.load()?,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(serve(words, deployment))
 }
@@ -50,6 +59,9 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     let auth = auth(&*store, words.listen).await?;
     // All that can refuse to start does so here: what an earlier life left is taken up by a server that will serve.
     let served = deployment.offers.iter().map(served).collect::<Result<Vec<_>, _>>()?;
+    let found = tokio::task::spawn_blocking(devices::find).await.map_err(Failure::failed)?;
+    let workers = Processes::of(&found.devices).map_err(Failure::failed)?;
+    let places = places::choose(&deployment.config, &found.names())?;
     let listener = tokio::net::TcpListener::bind(words.listen)
         .await
         .map_err(|error| Failure::Failed(format!("--listen {}: {error}", words.listen)))?;
@@ -63,8 +75,7 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     // Before dispatch: what it recovers is watched too.
     let render = |prediction: &prediction::Prediction| api::body(prediction);
     let webhooks = Webhooks::start(store.clone(), feed.clone(), egress, Arc::new(render));
-    let worker = Process::itself(["worker".into()]).map_err(Failure::failed)?;
-    let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(worker), settings(&deployment))
+    let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(workers), settings(&deployment, places))
         .await
         .map_err(Failure::failed)?;
     let config = &deployment.config;
@@ -81,6 +92,7 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
 
     let address = listener.local_addr().map_err(Failure::failed)?;
     info!("listening on http://{address} (data in {})", folder.display());
+    found.notes.iter().for_each(|note| info!("{note}"));
     let (drained, goodbye) = tokio::sync::oneshot::channel();
     let stop = async move {
         stop_signal().await;
@@ -151,7 +163,7 @@ const LOAD_SILENCE_SECONDS: u64 = 600;
 /// The data folder's name for its leases: a restart on the same folder knows its own.
 const OWNER: &str = "serve";
 
-fn settings(deployment: &Deployment) -> Settings {
+fn settings(deployment: &Deployment, devices: Vec<dispatch::Device>) -> Settings {
     let config = &deployment.config;
     Settings {
         waiting_limit: config.limits.waiting_predictions,
@@ -161,8 +173,8 @@ fn settings(deployment: &Deployment) -> Settings {
             worker_seconds: config.limits.worker_silence_seconds,
             load_seconds: LOAD_SILENCE_SECONDS,
         }),
-        preload: deployment.offers.iter().take(1).map(|offer| offer.served.name.clone()).collect(),
-        ..Settings::new(OWNER, deployment.offers.iter().map(|offer| offer.spec(None)).collect())
+        devices,
+        ..Settings::new(OWNER, deployment.offers.iter().map(Offer::resident).collect())
     }
 }
 

@@ -40,12 +40,12 @@ pub const HOST: &str = "gears.example:5000";
 struct EchoThread;
 
 impl Launch for EchoThread {
-    fn launch(&self) -> std::io::Result<Link> {
+    fn launch(&self, _device: &str) -> std::io::Result<Link> {
         let (to, inbox) = std::sync::mpsc::channel();
         let (send, from) = tokio::sync::mpsc::unbounded_channel();
         std::thread::spawn(move || {
             let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
-            worker::run(registry, inbox, |frame| send.send(frame).is_ok());
+            worker::run(registry, worker::Owned::cpu(), inbox, |frame| send.send(frame).is_ok());
         });
         Ok(Link { to: Box::new(move |frame| to.send(frame).map_err(|_| Gone)), from })
     }
@@ -124,8 +124,7 @@ impl Server {
         };
         let settings = Settings {
             waiting_limit: options.waiting_limit,
-            preload: vec!["echo".into()],
-            ..Settings::new("test", vec![spec])
+            ..Settings::new("test", vec![dispatch::Served { preload: true, ..dispatch::Served::new(spec) }])
         };
         let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(EchoThread), settings).await.unwrap();
         let served = |index: usize| Served {

@@ -191,6 +191,7 @@ async fn the_small_routes_answer() {
     assert_eq!(key.split('_').count(), 2, "two clients split here: {key}");
     assert_eq!(server.get("/v1/webhooks/default/secret").await.json()["key"], key);
     assert_eq!(server.get("/readyz").await.status, 200);
+    assert_eq!(server.get("/pinion/status").await.json()["waiting"], 0);
     assert_eq!(server.get("/").await.json()["api"], format!("http://{HOST}/v1"));
     let readme = server.get("/v1/models/pinion/echo/readme").await;
     assert_eq!(readme.header("content-type"), Some("text/plain; charset=utf-8"));

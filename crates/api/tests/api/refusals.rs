@@ -37,7 +37,7 @@ async fn a_token_is_asked_for_in_the_recorded_words() {
             assert_eq!(reply.text(), format!("{body}\n"));
         }
     }
-    for path in ["/v1/collections", "/v1/predictions", "/v1/models", "/v1/webhooks/default/secret"] {
+    for path in ["/v1/collections", "/v1/predictions", "/v1/models", "/v1/webhooks/default/secret", "/pinion/status"] {
         assert_eq!(server.get(path).await.status, 401, "{path}");
     }
     for (path, status) in [("/readyz", 200), ("/", 200), ("/v1/nothing", 404)] {
@@ -307,6 +307,7 @@ async fn what_is_there_is_routed() {
         format!("GET /predictions/{id}"),
         format!("POST /predictions/{id}/cancel"),
         "GET /webhooks/default/secret".into(),
+        "GET /pinion/status".into(),
     ] {
         let (method, path) = route.split_once(' ').unwrap();
         assert_eq!(server.send(method, &format!("/v1{path}"), &[], "").await.status, 200, "{route}");

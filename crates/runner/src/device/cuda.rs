@@ -1,5 +1,8 @@
 //! A CUDA device of this process: opened, set up, asked. Only in builds with the feature `cuda`.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
 use candle_core::{CudaDevice, Device};
 use prediction::PredictError;
@@ -7,7 +10,20 @@ use prediction::frame::DeviceMemory;
 
 use super::{Capability, fault};
 
+/// A process has each device once: every further opening would take the libraries' workspaces again.
+static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+
 pub fn open(number: usize) -> Result<Device, PredictError> {
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = opened.get(&number) {
+        return Ok(device.clone());
+    }
+    let device = set_up(number)?;
+    opened.insert(number, device.clone());
+    Ok(device)
+}
+
+fn set_up(number: usize) -> Result<Device, PredictError> {
     // Activations stay f32 where they meet quantised blocks: rounded to 8 bits, small models say something else than on
     // the CPU.
     candle_core::quantized::cuda::set_force_dmmv(true);
@@ -20,7 +36,7 @@ pub fn open(number: usize) -> Result<Device, PredictError> {
     Ok(device)
 }
 
-fn context(device: &CudaDevice) -> std::sync::Arc<CudaContext> {
+fn context(device: &CudaDevice) -> Arc<CudaContext> {
     device.cuda_stream().context().clone()
 }
 
@@ -47,10 +63,12 @@ pub fn capability(device: &CudaDevice) -> Option<Capability> {
     Some(Capability::new(u32::try_from(major).ok()?, u32::try_from(minor).ok()?))
 }
 
-/// What the pool keeps of freed memory counts as free: the next allocation takes it from there.
+/// What the pool keeps of freed memory counts as free: the next allocation takes it from there. What is being freed is
+/// waited for.
 pub fn memory(device: &CudaDevice) -> Option<DeviceMemory> {
     let context = context(device);
     context.bind_to_thread().ok()?;
+    device.cuda_stream().synchronize().ok()?;
     let (free, total) = context.mem_get_info().ok()?;
     Some(DeviceMemory { total_bytes: total as u64, free_bytes: free as u64 + kept(&context).unwrap_or(0) })
 }

@@ -1,3 +1,5 @@
+//! Random weights written and made in place are the same bytes, on every machine; refused before anything is written.
+
 use std::path::Path;
 
 use candle_core::DType;

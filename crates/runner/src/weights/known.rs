@@ -27,10 +27,11 @@ pub(super) fn hash(cache: &Path, path: &Path) -> io::Result<(String, u64)> {
     let (hex, size) = cache::hash(path, |_| {})?;
     let after = fs::metadata(path)?;
     let settled = SystemTime::now().duration_since(after.modified()?).is_ok_and(|age| age >= SETTLED);
-    if settled && Stamp::of(&after).to_text() == stamp {
-        if let Err(error) = keep(&record, &format!("{stamp}{hex}")) {
-            tracing::debug!("{}: its digest is not remembered: {error}", path.display());
-        }
+    if settled
+        && Stamp::of(&after).to_text() == stamp
+        && let Err(error) = keep(&record, &format!("{stamp}{hex}"))
+    {
+        tracing::debug!("{}: its digest is not remembered: {error}", path.display());
     }
     Ok((hex, size))
 }
