@@ -134,21 +134,17 @@ impl Clip {
         let offset = seconds(window.seek);
         let time = |token: u32| token - first_time;
         let at = |token: u32| offset + f64::from(time(token)) * 0.02;
-        let segment = |start: f64, end: f64, tokens: &[u32]| {
-            let text = words.decode(tokens);
-            let empty = start == end || text.trim().is_empty();
-            Segment {
-                seek: window.seek,
-                start,
-                end,
-                text: if empty { String::new() } else { text },
-                tokens: if empty { Vec::new() } else { tokens.to_vec() },
-                temperature: decoded.temperature,
-                mean_log_probability: decoded.mean_log_probability,
-                compression_ratio: ratio,
-                no_speech_probability: decoded.no_speech_probability,
-                words: None,
-            }
+        let segment = |start: f64, end: f64, tokens: &[u32]| Segment {
+            seek: window.seek,
+            start,
+            end,
+            text: words.decode(tokens),
+            tokens: tokens.to_vec(),
+            temperature: decoded.temperature,
+            mean_log_probability: decoded.mean_log_probability,
+            compression_ratio: ratio,
+            no_speech_probability: decoded.no_speech_probability,
+            words: None,
         };
         let is_time = |token: u32| token >= first_time;
         let silent_end = matches!(tokens[..], [.., before, last] if !is_time(before) && is_time(last));
@@ -195,12 +191,12 @@ impl Clip {
                 }
                 self.last_word_end = end;
             }
-            for segment in &mut cut.segments {
-                if segment.start == segment.end || segment.text.trim().is_empty() {
-                    segment.text.clear();
-                    segment.tokens.clear();
-                    segment.words = Some(Vec::new());
-                }
+        }
+        for segment in &mut cut.segments {
+            if segment.start == segment.end || segment.text.trim().is_empty() {
+                segment.text.clear();
+                segment.tokens.clear();
+                segment.words = segment.words.take().map(|_| Vec::new());
             }
         }
         // A window that got nowhere would be heard for ever.

@@ -1,6 +1,6 @@
 """Makes the goldens of this folder from the pinned weights and the recordings of two packages.
 
-    python make.py WEIGHTS RECORDINGS NAME
+    python make.py WEIGHTS RECORDINGS NAME [THREADS]
 
 WEIGHTS is what `pinion weights pull NAME --print-path` prints; RECORDINGS is what recordings.py fetches: `jfk.wav` and `clips`.
 Writes NAME.json (transcripts, greedy at temperature 0, with and without word timestamps), NAME.safetensors (the first
@@ -18,7 +18,7 @@ import whisper
 import reference
 
 weights, recordings, name = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-torch.set_num_threads(2)
+torch.set_num_threads(int(sys.argv[4]) if len(sys.argv) > 4 else 2)
 model = reference.load(weights)
 clips = sorted((recordings / "clips").glob("*/*.wav"))
 if not model.is_multilingual:
@@ -50,9 +50,13 @@ with torch.no_grad():
     about = {"weights": name, "audio": "jfk.wav", "feature_stride": "10", "encoder_stride": "25", "made by": "openai-whisper 20250625, f32"}
     safetensors.torch.save_file(tensors, str(here / f"{name}.safetensors"), about)
 
-found = {}
+target = here / f"{name}.json"
+# What an earlier run has made is kept: this takes long.
+found = json.loads(target.read_text()) if target.exists() else {}
 for file in [*files, long]:
     key = file.name if file.parent == recordings else f"{file.parent.name}/{file.name}"
+    if key in found:
+        continue
     samples = reference.read_wav(file)
     found[key] = reference.spoken(model, samples)
     print(key, found[key]["language"], found[key]["text"][:100], flush=True)
@@ -62,4 +66,4 @@ for file in [*files, long]:
         found[key]["translated"] = reference.spoken(model, samples, task="translate")["text"]
     if key in ("jfk.wav", "en/counting.wav"):
         found[key]["beams"] = reference.spoken(model, samples, beam_size=5, patience=1.5)["segments"]
-(here / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    target.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
