@@ -9,7 +9,8 @@ into --cache). The peers get conversions of it: openai-whisper the same values i
 whisper.cpp its own f16 file. One run, in turn, round after round; every measurement is a fresh process whose load is not
 counted. Greedy, temperature 0 without fallback, English, --threads threads. What counts is seconds of work per second of
 audio; a ratio is the best peer's median over Pinion's at the same precision, in brackets the least and largest of one
-round. Memory is the peak resident set of the process. `long` is the long recording window by window, and `long batched`
+round. Beside it the seconds of CPU per second of audio, which a busy machine disturbs less (Pinion's with its load).
+Memory is the peak resident set of the process. `long` is the long recording window by window, and `long batched`
 Pinion alone with its windows in batches. Installs nothing.
 """
 
@@ -121,12 +122,13 @@ def drive(engine: str, folder: str, audio: str, threads: int, repeats: int) -> d
     seconds = len(reference.read_wav(audio)) / reference.RATE
     if seconds < 60:
         hear()
-    times = []
+    times, work = [], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         text = hear()
         times.append(time.perf_counter() - began)
-    return {"factor": statistics.median(times) / seconds, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, "text": text}
+        work.append(time.process_time() - busy)
+    return {"factor": statistics.median(times) / seconds, "cpu_factor": statistics.median(work) / seconds, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, "text": text}
 
 
 def pinion(args, precision: str, audio: str, batch: int = 1) -> dict:
@@ -146,7 +148,9 @@ def pinion(args, precision: str, audio: str, batch: int = 1) -> dict:
             raise SystemExit(f"{words}: {errors.read()}")
         found = json.loads(out.read())
     metrics = found["metrics"]
-    return {"factor": metrics["real_time_factor"], "rss_mb": usage.ru_maxrss / 1000, "text": found["output"]["transcription"]}
+    # The whole process's, its load too: more than is fair, but nothing else is known of it.
+    cpu = (usage.ru_utime + usage.ru_stime) / (found["metrics"]["audio_duration"] or 1)
+    return {"factor": metrics["real_time_factor"], "cpu_factor": cpu, "rss_mb": usage.ru_maxrss / 1000, "text": found["output"]["transcription"]}
 
 
 def peer(args, engine: str, folder: str, audio: str, repeats: int) -> dict:
@@ -191,8 +195,9 @@ def main() -> None:
         factors = [one["factor"] for one in found]
         median = statistics.median(factors)
         memory = statistics.median(one["rss_mb"] for one in found)
-        result["short"][engine] = {"factor": median, "factors": factors, "rss_mb": memory, "text": found[-1]["text"].strip()}
-        print(f"{engine:20} {median:.3f} s per s of audio ({min(factors):.3f}-{max(factors):.3f}), {memory:.0f} MB")
+        cpu = statistics.median(one["cpu_factor"] for one in found)
+        result["short"][engine] = {"factor": median, "factors": factors, "cpu_factor": cpu, "rss_mb": memory, "text": found[-1]["text"].strip()}
+        print(f"{engine:20} {median:.3f} s per s of audio ({min(factors):.3f}-{max(factors):.3f}), {cpu:.3f} of CPU, {memory:.0f} MB")
     for precision in ("f32", "f16"):
         peers = [engine for engine, kind in ENGINES.items() if kind == precision and not engine.startswith("pinion")]
         best = min(peers, key=lambda engine: result["short"][engine]["factor"])

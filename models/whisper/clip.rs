@@ -178,13 +178,13 @@ impl Clip {
         Some(Cut { segments, next, silent_end, temperature: decoded.temperature })
     }
 
-    /// Takes a window's segments in, their word times settled, and moves on. Gives how many there are.
-    pub fn take(&mut self, window: Window, mut cut: Cut, condition: bool) -> usize {
+    /// Takes a window's segments in, their word times settled, and moves on.
+    pub fn take(&mut self, window: Window, mut cut: Cut, condition: bool) {
         self.seek = cut.next;
         let words = cut.segments.iter().any(|segment| segment.words.is_some());
         if words {
-            let ends = cut.segments.iter().rev().filter_map(|segment| segment.words.as_ref()?.last().map(|w| w.end));
-            let end = ends.into_iter().next().or(cut.segments.last().map(|segment| segment.end));
+            let last = cut.segments.iter().rev().find_map(|segment| Some(segment.words.as_ref()?.last()?.end));
+            let end = last.or(cut.segments.last().map(|segment| segment.end));
             if let Some(end) = end {
                 if !cut.silent_end && end > seconds(window.seek) {
                     self.seek = (end * 100.0).round_ties_even() as usize;
@@ -205,9 +205,7 @@ impl Clip {
         if !condition || cut.temperature > TRUSTED_TEMPERATURE {
             self.prompt_from = self.tokens.len();
         }
-        let count = cut.segments.len();
         self.segments.append(&mut cut.segments);
-        count
     }
 }
 
