@@ -26,6 +26,8 @@ pub struct Clip {
     /// Tokens before this one are not prompted with any more.
     prompt_from: usize,
     pub segments: Vec<Segment>,
+    /// It is one window, cut where nobody speaks: what the net says of it is all of it.
+    whole: bool,
     /// When the last word ended, for the next window's word times.
     pub last_word_end: f64,
 }
@@ -98,9 +100,9 @@ fn round(value: f64) -> f64 {
 
 impl Clip {
     /// From one frame to another, with the tokens of an initial prompt.
-    pub fn new(start: usize, end: usize, prompt: Vec<u32>) -> Self {
+    pub fn new(start: usize, end: usize, prompt: Vec<u32>, whole: bool) -> Self {
         let last_word_end = seconds(start);
-        Self { end, seek: start, tokens: prompt, prompt_from: 0, segments: Vec::new(), last_word_end }
+        Self { end, seek: start, tokens: prompt, prompt_from: 0, segments: Vec::new(), whole, last_word_end }
     }
 
     /// None at the end.
@@ -170,9 +172,13 @@ impl Clip {
             segments.push(segment(at(slice[0]), at(slice[slice.len() - 1]), slice));
             last = end;
         }
-        let next = match silent_end {
+        // What was begun behind the last pair is heard again, unless it has ended with the window.
+        let whole = self.whole && !decoded.cut_short;
+        if whole && last < tokens.len() {
+            segments.push(segment(at(tokens[last]), offset + seconds(window.size), &tokens[last..]));
+        }
+        let next = match silent_end || whole {
             true => window.seek + window.size,
-            // What was begun behind the last pair is heard again.
             false => window.seek + time(tokens[last - 1]) as usize * FRAMES_PER_TIME,
         };
         Some(Cut { segments, next, silent_end, temperature: decoded.temperature })
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn windows_cover_a_clip_and_its_prompt_is_the_end_of_what_was_said() {
-        let mut clip = Clip::new(100, 4000, vec![7, 8, 9]);
+        let mut clip = Clip::new(100, 4000, vec![7, 8, 9], false);
         assert_eq!(clip.window(), Some(Window { seek: 100, size: 3000 }));
         assert_eq!(clip.initial(&[50], 40, 2), [40, 8, 9, 50]);
         clip.skip(Window { seek: 100, size: 3000 });
@@ -251,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_window_that_gets_nowhere_is_left() {
-        let mut clip = Clip::new(0, 4000, vec![]);
+        let mut clip = Clip::new(0, 4000, vec![], false);
         let cut = Cut { segments: Vec::new(), next: 0, silent_end: false, temperature: 0.0 };
         clip.take(Window { seek: 0, size: 3000 }, cut, true);
         assert_eq!(clip.seek, 1);

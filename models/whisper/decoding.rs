@@ -60,6 +60,8 @@ pub struct Decoded {
     pub mean_log_probability: f64,
     pub no_speech_probability: f32,
     pub temperature: f32,
+    /// It was not over when no more tokens were allowed.
+    pub cut_short: bool,
 }
 
 /// What a decoding needs to know of the vocabulary.
@@ -233,7 +235,7 @@ impl Decoding {
 
     /// The best text, once the search is over.
     pub fn finish(self) -> Decoded {
-        let Self { way, length_penalty, sequences, mut ended, no_speech_probability, .. } = self;
+        let Self { way, length_penalty, sequences, mut ended, no_speech_probability, most, .. } = self;
         if let Way::Beams { size, .. } = way {
             let mut living: Vec<&Sequence> = sequences.iter().collect();
             living.sort_by(|a, b| b.sum.total_cmp(&a.sum));
@@ -260,6 +262,7 @@ impl Decoding {
         }
         let (tokens, sum) = best;
         Decoded {
+            cut_short: tokens.len() >= most,
             mean_log_probability: sum / (tokens.len() + 1) as f64,
             tokens,
             no_speech_probability,

@@ -24,6 +24,7 @@ mod silence;
 mod synth;
 #[cfg(test)]
 mod tests;
+mod timeline;
 mod vocabulary;
 mod weights;
 mod words;

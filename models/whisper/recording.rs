@@ -142,10 +142,13 @@ impl Windows {
         Self { heading: heading.clone(), mel: mel.clone(), reading: None, frames: VecDeque::new(), base: 0 }
     }
 
-    /// `size` frames from `first` on, and zeros up to a whole window: what the net reads. Frames before `keep`, at most
-    /// `first`, are not asked for again; whoever does so has the file read from its beginning.
-    pub fn window(&mut self, first: usize, size: usize, keep: usize) -> Result<Vec<f32>, PredictError> {
-        let mut frames = self.logarithms(first, size.min(FRAMES), keep)?;
+    /// Runs of frames (first, size) in their order, one behind the other, and zeros up to a whole window: what the net
+    /// reads. Frames before `keep` are not asked for again; whoever does so has the file read from its beginning.
+    pub fn window(&mut self, runs: &[(usize, usize)], keep: usize) -> Result<Vec<f32>, PredictError> {
+        let mut frames = Vec::with_capacity(FRAMES * self.mel.bands);
+        for &(first, size) in runs {
+            frames.extend(self.logarithms(first, size, keep)?);
+        }
         Mel::normalise(&mut frames, self.heading.maximum);
         frames.resize(FRAMES * self.mel.bands, 0.0);
         Ok(frames)

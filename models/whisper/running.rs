@@ -19,7 +19,8 @@ use super::output::{Transcript, clock, line};
 use super::pipeline::device_error;
 use super::recording::{Heading, Scan, Windows, seconds};
 use super::rules::Rules;
-use super::silence::stretches;
+use super::silence::{around, voices};
+use super::timeline::Timeline;
 use super::vocabulary::Vocabulary;
 use super::words::Reading;
 
@@ -63,6 +64,8 @@ enum Phase {
 struct Pass {
     translate: bool,
     heading: Arc<Heading>,
+    /// What clips and windows count their frames in.
+    timeline: Timeline,
     windows: Windows,
     clips: Vec<Clip>,
     active: Vec<Active>,
@@ -227,29 +230,36 @@ impl Running {
 
     fn begin_pass(&mut self, windows: Windows, heading: Arc<Heading>, translate: bool) {
         let frames = heading.frames();
-        let clips = match self.asked.skip_silence || self.asked.batch > 1 {
-            true => stretches(&heading.loudness, frames),
-            false => vec![(0, frames)],
+        let batched = self.asked.batch > 1;
+        let timeline = match batched || self.asked.skip_silence {
+            true => Timeline::new(voices(&heading.loudness).into_iter().map(|(from, to)| (from, to.min(frames)))),
+            false => Timeline::new([(0, frames)]),
         };
-        let clips = clips.into_iter().map(|(from, to)| Clip::new(from, to, self.prompt.clone())).collect();
+        let clips = match batched {
+            true => timeline.windows(|frame| around(&heading.loudness, frame)),
+            false => vec![(0, timeline.frames())],
+        };
+        let clips = clips.into_iter().map(|(from, to)| Clip::new(from, to, self.prompt.clone(), batched)).collect();
         self.shown_percent = 0;
-        self.phase =
-            Phase::Passing(Box::new(Pass { translate, heading, windows, clips, active: Vec::new(), shown: (0, 0) }));
+        let (active, shown) = (Vec::new(), (0, 0));
+        self.phase = Phase::Passing(Box::new(Pass { translate, heading, timeline, windows, clips, active, shown }));
     }
 
     /// Encodes a window and begins to decode it.
     fn hear(&mut self, clip: usize, window: Window, shared: &Shared) -> Result<(), PredictError> {
         let Phase::Passing(pass) = &mut self.phase else { return Ok(()) };
-        if pass.heading.silent(window.seek, window.seek + window.size) {
+        let runs = pass.timeline.runs(window.seek, window.size);
+        if runs.iter().all(|&(first, size)| pass.heading.silent(first, first + size)) {
             pass.clips[clip].skip(window);
             return Ok(());
         }
         let keep = pass.clips.iter().filter(|clip| clip.window().is_some()).map(|clip| clip.seek).min();
-        let whole = window == Window { seek: 0, size: super::config::FRAMES };
+        let keep = keep.map_or(0, |seek| pass.timeline.frame(seek));
+        let whole = runs == [(0, super::config::FRAMES)];
         let heard = match self.beginning.take().filter(|_| whole) {
             Some(heard) => heard,
             None => {
-                let frames = pass.windows.window(window.seek, window.size, keep.unwrap_or(window.seek))?;
+                let frames = pass.windows.window(&runs, keep)?;
                 let encoded = self.encode(&frames, shared)?;
                 shared.net.hear(&encoded).map_err(device_error)?
             }
@@ -354,7 +364,9 @@ impl Running {
         while let Some(clip) = pass.clips.get(pass.shown.0) {
             for segment in &clip.segments[pass.shown.1..] {
                 if !segment.text.is_empty() {
-                    emit(&self.id, Event::Log(line(segment)));
+                    let mut segment = segment.clone();
+                    pass.timeline.restore(&mut segment);
+                    emit(&self.id, Event::Log(line(&segment)));
                 }
             }
             if clip.window().is_some() || pass.active.iter().any(|active| active.clip == pass.shown.0) {
@@ -363,7 +375,7 @@ impl Running {
             }
             pass.shown = (pass.shown.0 + 1, 0);
         }
-        let at = pass.clips.get(pass.shown.0).map_or(pass.heading.frames(), |clip| clip.seek);
+        let at = pass.clips.get(pass.shown.0).map_or(pass.heading.frames(), |clip| pass.timeline.frame(clip.seek));
         let percent = at * 100 / pass.heading.frames().max(1);
         if percent >= self.shown_percent + 10 {
             self.shown_percent = percent / 10 * 10;
@@ -375,8 +387,9 @@ impl Running {
     fn pass_ended(&mut self, shared: &Shared, emit: &mut dyn FnMut(&Id, Event)) -> Result<Now, PredictError> {
         self.show(emit);
         let Phase::Passing(pass) = &mut self.phase else { return Ok(Now::GoesOn) };
-        let segments: Vec<Segment> =
-            pass.clips.iter_mut().flat_map(|clip| std::mem::take(&mut clip.segments)).collect();
+        let segments = pass.clips.iter_mut().flat_map(|clip| std::mem::take(&mut clip.segments));
+        let mut segments: Vec<Segment> = segments.collect();
+        segments.iter_mut().for_each(|segment| pass.timeline.restore(segment));
         let tokens: Vec<u32> = segments.iter().flat_map(|segment| segment.tokens.iter().copied()).collect();
         let text = shared.vocabulary.decode(&tokens);
         let (translate, heading) = (pass.translate, pass.heading.clone());

@@ -1,6 +1,4 @@
-//! Where a recording has a voice and where it may be cut, from its loudness alone. Refuses to know words.
-
-use super::config::FRAMES;
+//! Where a recording has a voice, from its loudness alone. Refuses to know words.
 
 /// Frames that are looked at together: 0.1 s.
 const SMOOTHED: usize = 10;
@@ -14,9 +12,6 @@ const LOUDEST_FLOOR: f32 = -3.0;
 const MARGIN: usize = 30;
 /// A pause shorter than this is part of speech: 0.6 s.
 const SHORT_PAUSE: usize = 60;
-/// Of a stretch that has to be cut in the middle of speech: how far before its end the quietest place is looked for, 8 s.
-const CUT_WITHIN: usize = 800;
-
 /// Stretches with a voice, in frames, from the loudness of every frame (the decimal logarithm of its mean power).
 pub fn voices(loudness: &[f32]) -> Vec<(usize, usize)> {
     let smooth: Vec<f32> = (0..loudness.len()).map(|at| around(loudness, at)).collect();
@@ -36,34 +31,10 @@ pub fn voices(loudness: &[f32]) -> Vec<(usize, usize)> {
 }
 
 /// The mean loudness of neighbouring frames.
-fn around(loudness: &[f32], at: usize) -> f32 {
-    let part = &loudness[at.saturating_sub(SMOOTHED / 2)..(at + SMOOTHED / 2).min(loudness.len())];
-    part.iter().sum::<f32>() / part.len() as f32
-}
-
-/// Voices gathered into stretches of a window at most: cut at pauses, or at the quietest place where there is none.
-pub fn stretches(loudness: &[f32], end: usize) -> Vec<(usize, usize)> {
-    let mut stretches: Vec<(usize, usize)> = Vec::new();
-    for (mut from, to) in voices(loudness) {
-        let to = to.min(end);
-        if let Some((start, last)) = stretches.last_mut()
-            && to.saturating_sub(*start) <= FRAMES
-        {
-            *last = to;
-            continue;
-        }
-        while to.saturating_sub(from) > FRAMES {
-            let within = from + FRAMES - CUT_WITHIN..from + FRAMES;
-            let quietest = within.min_by(|&a, &b| around(loudness, a).total_cmp(&around(loudness, b)));
-            let cut = quietest.unwrap_or(from + FRAMES);
-            stretches.push((from, cut));
-            from = cut;
-        }
-        if to > from {
-            stretches.push((from, to));
-        }
-    }
-    stretches
+pub fn around(loudness: &[f32], at: usize) -> f32 {
+    let end = (at + SMOOTHED / 2).min(loudness.len());
+    let part = &loudness[at.saturating_sub(SMOOTHED / 2).min(end)..end];
+    part.iter().sum::<f32>() / part.len().max(1) as f32
 }
 
 #[cfg(test)]
@@ -89,16 +60,5 @@ mod tests {
         assert_eq!(voices(&vec![-10.0; 5000]), []);
         assert_eq!(voices(&vec![-1.5; 5000]), [(0, 5000)]);
         assert_eq!(voices(&[]), []);
-    }
-
-    #[test]
-    fn stretches_fit_a_window_and_are_cut_where_it_is_quiet() {
-        let mut loudness = room(9000, &[(0, 7000), (7800, 8000)]);
-        loudness[2600..2620].fill(-3.0);
-        let found = stretches(&loudness, 9000);
-        assert!(found.iter().all(|(from, to)| to - from <= FRAMES), "{found:?}");
-        assert!((2600..2620).contains(&found[0].1), "{found:?}");
-        assert_eq!(found[1].0, found[0].1);
-        assert_eq!(found.last().map(|(_, to)| to.abs_diff(8030) <= SMOOTHED), Some(true));
     }
 }

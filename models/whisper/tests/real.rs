@@ -197,3 +197,52 @@ fn half_precision_and_batches_hear_the_same_words() {
         assert_eq!(plain(&ours["transcription"]), plain(&theirs["text"]), "{more}");
     }
 }
+
+/// Its silences left out and its windows decoded together: the same words at the same times, from fewer windows.
+#[test]
+fn long_audio_in_batches_takes_fewer_windows_for_the_same_words() {
+    let (Some(recordings), Some(weights)) = (recordings(), weights("whisper-tiny.en")) else { return };
+    let keys: Vec<String> =
+        transcripts("whisper-tiny.en").keys().filter(|key| *key != "ten-minutes.wav").cloned().collect();
+    let folder = tempfile::tempdir().unwrap();
+    let audio = folder.path().join("long.wav");
+    let seconds = std::env::var("PINION_LONG_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(150);
+    std::fs::write(&audio, wav(16_000, 1, &ten_minutes(&recordings, &keys)[..16_000 * seconds])).unwrap();
+    let mut pipeline = load(&spec(&weights)).unwrap();
+    let mut hear = |more: Value| {
+        let began = std::time::Instant::now();
+        pipeline.admit(job("l", greedy(&file(&audio), more.clone()))).unwrap();
+        let events = finish(&mut pipeline);
+        let windows = events.iter().find_map(|(_, event)| match event {
+            Event::Metric { name, value } if name == "windows" => value.as_u64(),
+            _ => None,
+        });
+        println!("{more}: {windows:?} windows, {:.1} s", began.elapsed().as_secs_f64());
+        (output("l", &events), windows.unwrap())
+    };
+    let (one_by_one, windows) = hear(json!({}));
+    let (together, fewer) = hear(json!({"batch_size": 8}));
+    assert!(fewer < windows, "{fewer} windows, not fewer than {windows}");
+    let words = |output: &Value| -> Vec<String> {
+        let text =
+            output["transcription"].as_str().unwrap().to_lowercase().replace(|c: char| c.is_ascii_punctuation(), " ");
+        text.split_whitespace().map(str::to_owned).collect()
+    };
+    let (expected, got) = (words(&one_by_one), words(&together));
+    let mut rest = got.clone();
+    let found = expected.iter().filter(|word| rest.iter().position(|w| w == *word).map(|at| rest.remove(at)).is_some());
+    let found = found.count();
+    assert!(
+        found * 100 >= expected.len() * 90 && rest.len() * 10 <= got.len(),
+        "{found} of {}: {rest:?}",
+        expected.len()
+    );
+    // Every long sentence is where it was.
+    let starts = |output: &Value| -> Vec<f64> {
+        let of = |s: &&Value| s["text"].as_str().is_some_and(|text| text.to_lowercase().contains("fellow americans"));
+        output["segments"].as_array().unwrap().iter().filter(of).map(|s| s["start"].as_f64().unwrap()).collect()
+    };
+    let (expected, got) = (starts(&one_by_one), starts(&together));
+    assert_eq!(expected.len(), got.len());
+    assert!(expected.iter().zip(&got).all(|(a, b)| (a - b).abs() < 1.5), "{expected:?} and {got:?}");
+}
