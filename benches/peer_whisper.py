@@ -38,16 +38,22 @@ ENGINES = {
 
 
 def joined(folder: Path, cache: Path) -> Path:
-    """faster-whisper wants one model.bin."""
-    if (folder / "model.bin").exists():
-        return folder
+    """What faster-whisper wants: one model.bin, and the vocabulary as a list."""
     target = cache / folder.name
-    if not (target / "model.bin").exists():
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "tokenizer.json"):
-            (target / name).write_bytes((folder / name).read_bytes())
-        parts = sorted(folder.glob("model.bin.part*"))
-        (target / "model.bin").write_bytes(b"".join(part.read_bytes() for part in parts))
+    if (target / "vocabulary.json").exists():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    whole = folder / "model.bin"
+    parts = [whole] if whole.exists() else sorted(folder.glob("model.bin.part*"))
+    (target / "model.bin").write_bytes(b"".join(part.read_bytes() for part in parts))
+    found = json.loads((folder / "tokenizer.json").read_text())
+    tokens = {number: token for token, number in found["model"]["vocab"].items()}
+    tokens |= {added["id"]: added["content"] for added in found["added_tokens"]}
+    times = [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
+    listed = [tokens[number] for number in range(max(tokens) + 1)]
+    (target / "vocabulary.json").write_text(json.dumps(listed + times))
     return target
 
 
@@ -175,10 +181,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.drive == "convert":
+        joined(args.weights, args.cache), ggml(args.weights, args.cache)
+        return
     if args.drive:
         print(json.dumps(drive(args.drive, str(args.weights), args.audio, args.threads, args.runs)))
         return
-    whole, file = joined(args.weights, args.cache), ggml(args.weights, args.cache)
+    # In a process of its own: a child's peak begins with its parent's size.
+    convert = ["--drive", "convert", "--weights", str(args.weights), "--audio", "", "--cache", str(args.cache)]
+    subprocess.run([sys.executable, __file__, *convert], check=True)
+    whole, file = args.cache / args.weights.name, args.cache / f"{args.weights.name}.ggml.bin"
 
     def measure(engine: str, audio: str, batch: int = 1) -> dict:
         if engine.startswith("pinion"):

@@ -132,7 +132,7 @@ impl Clip {
         }
         let first_time = words.specials.first_time;
         let tokens = &decoded.tokens;
-        let ratio = compression_ratio(words.decode(tokens).trim());
+        let ratio = compression_ratio(words.decode_all(tokens).trim());
         let offset = seconds(window.seek);
         let time = |token: u32| token - first_time;
         let at = |token: u32| offset + f64::from(time(token)) * 0.02;
@@ -221,7 +221,7 @@ pub fn failed(decoded: &Decoded, asked: &Asked, words: &Vocabulary) -> bool {
     if unlikely && f64::from(decoded.no_speech_probability) > asked.no_speech_threshold {
         return false;
     }
-    unlikely || compression_ratio(words.decode(&decoded.tokens).trim()) > asked.compression_ratio_threshold
+    unlikely || compression_ratio(words.decode_all(&decoded.tokens).trim()) > asked.compression_ratio_threshold
 }
 
 /// How often a text repeats itself: its bytes over those it is packed into.

@@ -391,7 +391,7 @@ impl Running {
         let mut segments: Vec<Segment> = segments.collect();
         segments.iter_mut().for_each(|segment| pass.timeline.restore(segment));
         let tokens: Vec<u32> = segments.iter().flat_map(|segment| segment.tokens.iter().copied()).collect();
-        let text = shared.vocabulary.decode(&tokens);
+        let text = shared.vocabulary.decode_all(&tokens);
         let (translate, heading) = (pass.translate, pass.heading.clone());
         match (&mut self.transcript, translate) {
             (Some(transcript), true) => transcript.translation = Some(text),

@@ -100,6 +100,21 @@ impl Vocabulary {
         String::from_utf8_lossy(&self.bytes(ids)).into_owned()
     }
 
+    /// As `decode`, with the languages that a model may say instead of words: `<|cs|>`. The reference's whole text has them.
+    pub fn decode_all(&self, ids: &[u32]) -> String {
+        let language =
+            |id: u32| LANGUAGES[..self.specials.languages].get(id.checked_sub(self.specials.language(0))? as usize);
+        let mut bytes = Vec::new();
+        for &id in ids {
+            match (self.spelling.get(id as usize), language(id)) {
+                (Some(spelling), _) => bytes.extend(spelling),
+                (None, Some((code, _))) => bytes.extend(format!("<|{code}|>").into_bytes()),
+                (None, None) => {}
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     fn bytes(&self, ids: &[u32]) -> Vec<u8> {
         ids.iter().filter_map(|&id| self.spelling.get(id as usize)).flatten().copied().collect()
     }

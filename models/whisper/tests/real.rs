@@ -226,7 +226,8 @@ fn long_audio_in_batches_takes_fewer_windows_for_the_same_words() {
     let words = |output: &Value| -> Vec<String> {
         let text =
             output["transcription"].as_str().unwrap().to_lowercase().replace(|c: char| c.is_ascii_punctuation(), " ");
-        text.split_whitespace().map(str::to_owned).collect()
+        // Numbers are written in many ways.
+        text.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic)).map(str::to_owned).collect()
     };
     let (expected, got) = (words(&one_by_one), words(&together));
     let mut rest = got.clone();
