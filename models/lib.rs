@@ -1,9 +1,10 @@
 //! One folder per model, everything of a model in its folder. Refuses to know HTTP, store, dispatch and each other.
 
 pub mod llama;
+pub mod whisper;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::prediction::{LoadSpec, PredictError};
@@ -32,9 +33,9 @@ pub struct Entry {
 /// Loads, telling lines of progress, and measures.
 pub type Bench = fn(&LoadSpec, &BenchShape, &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError>;
 
-/// Compares weights with a golden file on a device and prints the largest relative error per tensor; true where all are
-/// within the model's own tolerance.
-pub type Golden = fn(&Path, &Path, &Device, &mut dyn Write) -> Result<bool, PredictError>;
+/// Compares weights with a golden file on a device, on the inputs that the model needs besides, and prints the largest
+/// error per tensor; true where all are within the model's own tolerance.
+pub type Golden = fn(&Path, &[PathBuf], &Path, &Device, &mut dyn Write) -> Result<bool, PredictError>;
 
 /// What a bench run asks of a model that reads and says tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub struct BenchResult {
 }
 
 /// Every model there is.
-pub const ALL: &[Entry] = &[llama::ENTRY];
+pub const ALL: &[Entry] = &[llama::ENTRY, whisper::ENTRY];
 
 impl Entry {
     /// The model in this folder.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
@@ -91,7 +91,13 @@ fn eight(bytes: &[u8]) -> [u8; 8] {
 
 /// Prints one line per tensor; true where all of them are equal within the tolerance. Arithmetic is as served, except
 /// that the cache is f32 whatever the weights are: `precision` f32.
-pub fn compare(weights: &Path, golden: &Path, device: &Device, out: &mut dyn Write) -> Result<bool, PredictError> {
+pub fn compare(
+    weights: &Path,
+    _: &[PathBuf],
+    golden: &Path,
+    device: &Device,
+    out: &mut dyn Write,
+) -> Result<bool, PredictError> {
     let golden = Golden::read(golden)?;
     let opened = Opened::open(weights)?;
     let errors = errors(&opened, &golden, device, Some("f32"), CHUNK_TOKENS)?;

@@ -17,7 +17,7 @@ pub fn criterion(words: &[&str]) -> Outcome {
 pub fn peer_llama(words: &[&str]) -> Outcome {
     let python = match std::env::var_os("PINION_PEERS_PYTHON") {
         Some(python) => python.into(),
-        None => peers_environment()?,
+        None => peers_environment("peers", "benches/peers.txt")?,
     };
     cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
     let pinion = target().join("release/pinion");
@@ -36,14 +36,43 @@ pub fn peer_llama(words: &[&str]) -> Outcome {
         .args(words))
 }
 
-fn peers_environment() -> Result<std::path::PathBuf, String> {
-    let home = target().join("peers");
+/// faster-whisper, whisper.cpp, openai-whisper and Pinion in turn on the same weights and recordings, as above.
+pub fn peer_whisper(words: &[&str]) -> Outcome {
+    let (model, rest) = match words {
+        [model, rest @ ..] if !model.starts_with('-') => (*model, rest),
+        rest => ("whisper-tiny.en", rest),
+    };
+    let python = match std::env::var_os("PINION_PEERS_PYTHON") {
+        Some(python) => python.into(),
+        None => peers_environment("peers-whisper", "benches/peers_whisper.txt")?,
+    };
+    cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
+    let pinion = target().join("release/pinion");
+    let weights = Command::new(&pinion)
+        .args(["weights", "pull", model, "--print-path"])
+        .output()
+        .map_err(|error| format!("{}: {error}", pinion.display()))?;
+    let weights = String::from_utf8_lossy(&weights.stdout).trim().to_owned();
+    let recordings = target().join("recordings");
+    run(Command::new("python3").arg(root().join("models/whisper/golden/recordings.py")).arg(&recordings))?;
+    run(Command::new(python)
+        .arg(root().join("benches/peer_whisper.py"))
+        .arg("--pinion")
+        .arg(pinion)
+        .args(["--weights", &weights, "--audio"])
+        .arg(recordings.join("jfk.wav"))
+        .arg("--out")
+        .arg(root().join("benches/results/peer-whisper-latest.json"))
+        .args(rest))
+}
+
+/// Made once, from a list of packages.
+fn peers_environment(name: &str, packages: &str) -> Result<std::path::PathBuf, String> {
+    let home = target().join(name);
     let python = home.join("bin/python");
     if !python.exists() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&home))?;
-        run(Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "-r"])
-            .arg(root().join("benches/peers.txt")))?;
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "-r"]).arg(root().join(packages)))?;
     }
     Ok(python)
 }

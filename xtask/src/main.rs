@@ -10,9 +10,11 @@ use std::process::{Command, ExitCode};
 const HELP: &str = "\
 cargo xtask test                          everything that must be green: format, lints, clients, weights, tests
 cargo xtask golden llama WEIGHTS GOLDEN   compare a model with goldens; prints the largest relative error per tensor
+cargo xtask golden whisper WEIGHTS AUDIO GOLDEN
 cargo xtask cuda [--family 75|80]         the executables for GPUs; needs a CUDA toolkit, no GPU
 cargo xtask bench [NAME]                  criterion benches, all or one
-cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios";
+cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios
+cargo xtask bench --peer whisper [MODEL]  beside faster-whisper, whisper.cpp and openai-whisper, the same way";
 
 /// Why a chore stopped, for the person who started it.
 type Outcome = Result<(), String>;
@@ -22,9 +24,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let outcome = match words.as_slice() {
         ["test"] => test(),
-        ["golden", model, weights, golden] => run_golden(model, weights, golden),
+        ["golden", words @ ..] if words.len() >= 3 => run_golden(words),
         ["cuda", rest @ ..] => cuda::build(rest),
         ["bench", "--peer", "llama", rest @ ..] => bench::peer_llama(rest),
+        ["bench", "--peer", "whisper", rest @ ..] => bench::peer_whisper(rest),
         ["bench", rest @ ..] => bench::criterion(rest),
         _ => Err(HELP.to_owned()),
     };
@@ -44,12 +47,18 @@ fn test() -> Outcome {
     clients::set_up()?;
     // All of it at once: the program alone would compile its dependencies a second time, with fewer features.
     cargo(&["test", "--release", "--workspace", "--no-run"])?;
-    run(Command::new(target().join("release/pinion")).args(["weights", "pull", "smollm2"]))?;
-    cargo(&["test", "--release", "--workspace"])
+    for name in ["smollm2", "whisper-tiny.en", "whisper-base"] {
+        run(Command::new(target().join("release/pinion")).args(["weights", "pull", name]))?;
+    }
+    let recordings = target().join("recordings");
+    run(Command::new("python3").arg(root().join("models/whisper/golden/recordings.py")).arg(&recordings))?;
+    let mut tests = Command::new(env!("CARGO"));
+    tests.args(["test", "--release", "--workspace"]).current_dir(root());
+    run(tests.env("PINION_RECORDINGS", recordings))
 }
 
-fn run_golden(model: &str, weights: &str, golden: &str) -> Outcome {
-    cargo(&["run", "--release", "--quiet", "--package", "pinion", "--", "golden", model, weights, golden])
+fn run_golden(words: &[&str]) -> Outcome {
+    cargo(&[&["run", "--release", "--quiet", "--package", "pinion", "--", "golden"], words].concat())
 }
 
 fn cargo(words: &[&str]) -> Outcome {

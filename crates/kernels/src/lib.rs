@@ -3,10 +3,13 @@
 //! Every op gives row `r` of its result the same bits whatever the other rows are, however many there are, how many
 //! threads work and which SIMD path runs: the order of every sum is fixed by the inner dimension alone.
 
+pub mod attend;
 pub mod attention;
 #[cfg(any(feature = "cuda", test))]
 pub mod cuda;
 pub mod format;
+pub mod gelu;
+pub mod layer_norm;
 pub mod linear;
 mod math;
 pub mod norm;

@@ -2,6 +2,7 @@
 //!
 //! Refuses to know models, predictions' inputs and the HTTP APIs. A file is believed only as far as it was checked.
 
+pub mod ct2;
 pub mod device;
 pub mod gguf;
 mod map;
@@ -9,5 +10,6 @@ pub mod safetensors;
 pub mod synth;
 pub mod weights;
 
+pub use ct2::Ct2;
 pub use gguf::{GgmlType, Gguf, GgufTensor};
 pub use safetensors::SafeTensors;

@@ -61,13 +61,13 @@ fn a_prompt_in_parts_has_the_same_logits_to_the_bit() {
 #[test]
 fn the_comparison_prints_one_line_per_tensor() {
     let mut out = Vec::new();
-    let equal =
-        golden::compare(&file("tiny-tied"), &file("tiny-tied/golden.safetensors"), &Device::Cpu, &mut out).unwrap();
+    let equal = golden::compare(&file("tiny-tied"), &[], &file("tiny-tied/golden.safetensors"), &Device::Cpu, &mut out)
+        .unwrap();
     let text = String::from_utf8(out).unwrap();
     assert!(equal, "{text}");
     let names: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(names, ["prompt_ids", "last_logits", "greedy_ids"]);
     let other =
-        golden::compare(&file("tiny-llama3"), &file("tiny-q.golden.safetensors"), &Device::Cpu, &mut Vec::new());
+        golden::compare(&file("tiny-llama3"), &[], &file("tiny-q.golden.safetensors"), &Device::Cpu, &mut Vec::new());
     assert!(!other.unwrap(), "other weights are not equal");
 }

@@ -117,6 +117,19 @@ impl Linear {
         }
     }
 
+    /// `y + forward(x)`, on the CPU, where `y` holds a bias or a residual.
+    pub(super) fn onto(&self, x: &Tensor, mut y: Vec<f32>) -> Result<Vec<f32>> {
+        let (rows, in_) = x.dims2()?;
+        let Inner::Cpu { weight, pool } = &self.inner else {
+            candle_core::bail!("a weight that is not on the CPU");
+        };
+        if in_ != self.in_ || y.len() != rows * self.out {
+            candle_core::bail!("{in_} features and {} results meet a weight of [{}, {}]", y.len(), self.out, self.in_);
+        }
+        Rows::of(x)?.with(|x, stride| matmul(x, stride, rows, weight, &mut y, true, pool))?;
+        Ok(y)
+    }
+
     /// The weight's own rows, as f32: an embedding lookup. `[ids, in]`.
     pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.out) {

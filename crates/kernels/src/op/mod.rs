@@ -6,6 +6,7 @@
 
 mod cache;
 mod composed;
+mod dense;
 mod linear;
 #[cfg(test)]
 mod tests;
@@ -15,11 +16,13 @@ use std::cell::RefCell;
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use crate::Pool;
+pub use crate::attend::Shape as MemoryShape;
 pub use crate::attention::Places;
 pub use crate::linear::Part;
 pub use crate::rope::RopeTable;
 pub use crate::sample::{Ask, NotANumber};
 pub use cache::KvCache;
+pub use dense::{Dense, Memory, attend, layer_norm};
 pub use linear::Linear;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.

@@ -1,0 +1,236 @@
+"""Pinion beside faster-whisper, whisper.cpp and openai-whisper on the same weights and recordings: the README's table.
+
+    python -m venv peers && peers/bin/pip install -r benches/peers_whisper.txt
+    peers/bin/python benches/peer_whisper.py --pinion target/release/pinion --weights FOLDER \\
+        --audio jfk.wav [--long ten-minutes.wav] --out benches/results/DATE-MACHINE-whisper.json
+
+FOLDER is what `pinion weights pull whisper-tiny.en --print-path` prints (CTranslate2's layout; a file in parts is joined
+into --cache). The peers get conversions of it: openai-whisper the same values in f32 through models/whisper/golden,
+whisper.cpp its own f16 file. One run, in turn, round after round; every measurement is a fresh process whose load is not
+counted. Greedy, temperature 0 without fallback, English, --threads threads. What counts is seconds of work per second of
+audio; a ratio is the best peer's median over Pinion's at the same precision, in brackets the least and largest of one
+round. Beside it the seconds of CPU per second of audio, which a busy machine disturbs less (Pinion's with its load).
+Memory is the peak resident set of the process. `long` is the long recording window by window, and `long batched`
+Pinion alone with its windows in batches. Installs nothing.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent.parent / "models/whisper/golden"
+ENGINES = {
+    "pinion f32": "f32",
+    "pinion f16": "f16",
+    "faster-whisper f32": "f32",
+    "openai-whisper f32": "f32",
+    "whisper.cpp f16": "f16",
+}
+
+
+def joined(folder: Path, cache: Path) -> Path:
+    """What faster-whisper wants: one model.bin, and the vocabulary as a list."""
+    target = cache / folder.name
+    if (target / "vocabulary.json").exists():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json"):
+        (target / name).write_bytes((folder / name).read_bytes())
+    whole = folder / "model.bin"
+    parts = [whole] if whole.exists() else sorted(folder.glob("model.bin.part*"))
+    (target / "model.bin").write_bytes(b"".join(part.read_bytes() for part in parts))
+    found = json.loads((folder / "tokenizer.json").read_text())
+    tokens = {number: token for token, number in found["model"]["vocab"].items()}
+    tokens |= {added["id"]: added["content"] for added in found["added_tokens"]}
+    times = [f"<|{step * 0.02:.2f}|>" for step in range(1501)]
+    listed = [tokens[number] for number in range(max(tokens) + 1)]
+    (target / "vocabulary.json").write_text(json.dumps(listed + times))
+    return target
+
+
+def ggml(folder: Path, cache: Path) -> Path:
+    """whisper.cpp's file: a header, mel filters, the vocabulary, then f16 and f32 tensors under openai-whisper's names."""
+    import numpy
+    import struct
+    import whisper
+
+    sys.path.insert(0, str(GOLDEN))
+    import reference
+
+    target = cache / f"{folder.name}.ggml.bin"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    model = reference.load(folder)
+    dims = model.dims
+    with target.open("wb") as file:
+        sizes = [dims.n_vocab, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer]
+        sizes += [dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer, dims.n_mels, 1]
+        file.write(struct.pack("<I11i", 0x67676D6C, *sizes))
+        filters = whisper.audio.mel_filters("cpu", dims.n_mels).numpy()
+        file.write(struct.pack("<2i", *filters.shape) + filters.astype(numpy.float32).tobytes())
+        tokenizer = whisper.tokenizer.get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
+        tokens = [tokenizer.encoding.decode_single_token_bytes(i) for i in range(tokenizer.eot)]
+        file.write(struct.pack("<i", len(tokens)) + b"".join(struct.pack("<i", len(t)) + t for t in tokens))
+        for name, tensor in model.state_dict().items():
+            values = tensor.numpy()
+            if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
+                values = values.reshape(-1, 1)
+            half = values.ndim > 1 and "positional_embedding" not in name and not name.endswith("conv1.bias") and not name.endswith("conv2.bias")
+            file.write(struct.pack("<3i", values.ndim, len(name), int(half)))
+            file.write(struct.pack(f"<{values.ndim}i", *reversed(values.shape)) + name.encode())
+            file.write(values.astype(numpy.float16 if half else numpy.float32).tobytes())
+    return target
+
+
+def drive(engine: str, folder: str, audio: str, threads: int, repeats: int) -> dict:
+    """One peer in this process: loads, hears once unmeasured, then the median of the repeats."""
+    if engine.startswith("faster-whisper"):
+        from faster_whisper import WhisperModel
+        from faster_whisper.audio import decode_audio
+
+        model = WhisperModel(folder, device="cpu", compute_type="float32", cpu_threads=threads)
+        samples = decode_audio(audio)
+        hear = lambda: " ".join(
+            s.text for s in model.transcribe(samples, language="en", beam_size=1, best_of=1, temperature=0.0)[0]
+        )
+    elif engine.startswith("openai-whisper"):
+        import torch
+
+        sys.path.insert(0, str(GOLDEN))
+        import reference
+
+        torch.set_num_threads(threads)
+        model = reference.load(folder)
+        samples = reference.read_wav(audio)
+        hear = lambda: reference.spoken(model, samples, language="en")["text"]
+    else:
+        from pywhispercpp.model import Model
+
+        sys.path.insert(0, str(GOLDEN))
+        import reference
+
+        model = Model(folder, n_threads=threads, print_progress=False, print_realtime=False, language="en", temperature_inc=0.0)
+        samples = reference.read_wav(audio)
+        hear = lambda: " ".join(s.text for s in model.transcribe(samples))
+    sys.path.insert(0, str(GOLDEN))
+    import reference
+
+    seconds = len(reference.read_wav(audio)) / reference.RATE
+    if seconds < 60:
+        hear()
+    times, work = [], []
+    for _ in range(repeats):
+        began, busy = time.perf_counter(), time.process_time()
+        text = hear()
+        times.append(time.perf_counter() - began)
+        work.append(time.process_time() - busy)
+    return {"factor": statistics.median(times) / seconds, "cpu_factor": statistics.median(work) / seconds, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, "text": text}
+
+
+def pinion(args, precision: str, audio: str, batch: int = 1) -> dict:
+    """A fresh process: the prediction's own metric leaves its load out; the peak is the process's."""
+    config = Path(tempfile.mkdtemp()) / "cog.yaml"
+    config.write_text(
+        "native:\n  models:\n    - name: w\n      model: whisper\n      names: [pinion/w]\n"
+        f"      path: {args.weights.resolve()}\n      precision: {precision}\n      threads: {args.threads}\n      device: cpu\n"
+    )
+    words = [str(args.pinion), "run", "w", "--config", str(config), "--json", "-i", f"audio=@{audio}", "-i", "language=en"]
+    words += ["-i", "temperature_increment_on_fallback=0", "-i", f"batch_size={batch}"]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(words, stdout=out, stderr=errors, text=True)
+        _, status, usage = os.wait4(child.pid, 0)
+        out.seek(0), errors.seek(0)
+        if status:
+            raise SystemExit(f"{words}: {errors.read()}")
+        found = json.loads(out.read())
+    metrics = found["metrics"]
+    # The whole process's, its load too: more than is fair, but nothing else is known of it.
+    cpu = (usage.ru_utime + usage.ru_stime) / (found["metrics"]["audio_duration"] or 1)
+    return {"factor": metrics["real_time_factor"], "cpu_factor": cpu, "rss_mb": usage.ru_maxrss / 1000, "text": found["output"]["transcription"]}
+
+
+def peer(args, engine: str, folder: str, audio: str, repeats: int) -> dict:
+    words = [sys.executable, __file__, "--drive", engine, "--weights", folder, "--audio", audio]
+    words += ["--threads", str(args.threads), "--runs", str(repeats)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{engine}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pinion", type=Path)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--audio", required=True)
+    parser.add_argument("--long")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "peer-whisper")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--drive", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.drive == "convert":
+        joined(args.weights, args.cache), ggml(args.weights, args.cache)
+        return
+    if args.drive:
+        print(json.dumps(drive(args.drive, str(args.weights), args.audio, args.threads, args.runs)))
+        return
+    # In a process of its own: a child's peak begins with its parent's size.
+    convert = ["--drive", "convert", "--weights", str(args.weights), "--audio", "", "--cache", str(args.cache)]
+    subprocess.run([sys.executable, __file__, *convert], check=True)
+    whole, file = args.cache / args.weights.name, args.cache / f"{args.weights.name}.ggml.bin"
+
+    def measure(engine: str, audio: str, batch: int = 1) -> dict:
+        if engine.startswith("pinion"):
+            return pinion(args, ENGINES[engine], audio, batch)
+        return peer(args, engine, str(file if engine.startswith("whisper.cpp") else whole), audio, 1)
+
+    rounds = {name: [] for name in ENGINES}
+    for _ in range(args.runs):
+        for engine in ENGINES:
+            rounds[engine].append(measure(engine, args.audio))
+    result = {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
+              "cores": os.cpu_count(), "threads": args.threads, "runs": args.runs, "weights": args.weights.name, "short": {}}
+    for engine, found in rounds.items():
+        factors = [one["factor"] for one in found]
+        median = statistics.median(factors)
+        memory = statistics.median(one["rss_mb"] for one in found)
+        cpu = statistics.median(one["cpu_factor"] for one in found)
+        result["short"][engine] = {"factor": median, "factors": factors, "cpu_factor": cpu, "rss_mb": memory, "text": found[-1]["text"].strip()}
+        print(f"{engine:20} {median:.3f} s per s of audio ({min(factors):.3f}-{max(factors):.3f}), {cpu:.3f} of CPU, {memory:.0f} MB")
+    for precision in ("f32", "f16"):
+        peers = [engine for engine, kind in ENGINES.items() if kind == precision and not engine.startswith("pinion")]
+        best = min(peers, key=lambda engine: result["short"][engine]["factor"])
+        own = f"pinion {precision}"
+        ratios = [b["factor"] / a["factor"] for a, b in zip(rounds[own], rounds[best])]
+        ratio = result["short"][best]["factor"] / result["short"][own]["factor"]
+        result[f"ratio {precision}"] = {"to": best, "ratio": ratio, "rounds": ratios}
+        print(f"{precision}: pinion is {ratio:.2f} times as fast as {best} ({min(ratios):.2f}-{max(ratios):.2f})")
+    if args.long:
+        result["long"] = {}
+        for engine in ENGINES:
+            result["long"][engine] = measure(engine, args.long)
+            print(f"long, {engine:20} {result['long'][engine]['factor']:.4f}", flush=True)
+        for precision in ("f32", "f16"):
+            found = measure(f"pinion {precision}", args.long, 8)
+            result["long"][f"pinion {precision}, batches of 8"] = found
+            ratio = result["long"][f"pinion {precision}"]["factor"] / found["factor"]
+            print(f"long batched, {precision}: {found['factor']:.4f}, {ratio:.2f} times as fast as window by window")
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+//! Files that are audio, at any rate and channel count.
+
+use super::*;
+use crate::whisper::tests::wav;
+
+fn read(bytes: Vec<u8>) -> Vec<f32> {
+    let mut audio = Audio::open(&Source::Bytes(bytes.into())).unwrap();
+    let mut out = Vec::new();
+    while audio.read(&mut out).unwrap() {}
+    assert_eq!(audio.complaint(), None);
+    out
+}
+
+fn sine(rate: u32, seconds: f64) -> Vec<i16> {
+    let step = 2.0 * std::f64::consts::PI * 440.0 / f64::from(rate);
+    (0..(f64::from(rate) * seconds) as usize).map(|i| ((i as f64 * step).sin() * 20_000.0) as i16).collect()
+}
+
+#[test]
+fn mono_at_16_khz_is_taken_as_it_is() {
+    let samples = sine(16_000, 0.5);
+    let expected: Vec<f32> = samples.iter().map(|&sample| f32::from(sample) / 32_768.0).collect();
+    assert_eq!(read(wav(16_000, 1, &samples)), expected);
+}
+
+#[test]
+fn every_rate_becomes_16_khz_within_a_sample_and_without_gain() {
+    let expected: Vec<f32> = sine(16_000, 1.0).iter().map(|&sample| f32::from(sample) / 32_768.0).collect();
+    let power = |samples: &[f32]| samples.iter().map(|v| v * v).sum::<f32>();
+    // The largest step from one sample to the next.
+    let step = expected.windows(2).map(|pair| (pair[0] - pair[1]).abs()).fold(0.0, f32::max);
+    for rate in [8_000, 11_025, 22_050, 44_100, 48_000, 96_000] {
+        let got = read(wav(rate, 1, &sine(rate, 1.0)));
+        assert_eq!(got.len(), 16_000, "{rate}");
+        let (got, expected) = (&got[800..15_200], &expected[800..15_200]);
+        let worst = got.iter().zip(expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f32::max);
+        assert!(worst < step, "{rate}: {worst}");
+        let gain = power(got) / power(expected);
+        assert!((gain - 1.0).abs() < 0.01, "{rate}: {gain}");
+    }
+}
+
+#[test]
+fn channels_are_averaged() {
+    let interleaved: Vec<i16> = sine(16_000, 0.2).iter().flat_map(|&sample| [sample, -sample, 300]).collect();
+    assert!(read(wav(16_000, 3, &interleaved)).iter().all(|sample| (sample - 100.0 / 32_768.0).abs() < 1e-4));
+}
+
+#[test]
+fn sources_are_files_and_data_uris() {
+    assert!(matches!(Source::of("file:///a%20b.wav").unwrap(), Source::File(path) if path.as_os_str() == "/a b.wav"));
+    assert!(matches!(Source::of("data:audio/wav;base64,AAEC").unwrap(), Source::Bytes(bytes) if *bytes == [0, 1, 2]));
+    assert!(matches!(Source::of("data:,a%41").unwrap(), Source::Bytes(bytes) if *bytes == *b"aA"));
+    assert!(Source::of("data:audio/wav").unwrap_err().text().contains("no comma"));
+}

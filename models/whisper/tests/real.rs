@@ -1,0 +1,249 @@
+//! The real weights on real speech, beside openai-whisper's transcripts in golden/. The weights come from the cache or
+//! from `PINION_WHISPER` (a folder of folders named as in the lock), the recordings from `PINION_RECORDINGS`; without them
+//! these tests say so and pass, since no test may reach for the network.
+
+use candle_core::{DType, Device};
+use runner::weights::{Lock, cached};
+
+use super::super::audio::{Audio, Source};
+use super::super::golden::{self as numbers, Golden};
+use super::super::weights::Opened;
+use super::*;
+
+const MODELS: [&str; 2] = ["whisper-tiny.en", "whisper-base"];
+/// Seconds: a step of the timestamps.
+const TIME_TOLERANCE: f64 = 0.02 + 1e-9;
+const WORD_TOLERANCE: f64 = 0.1 + 1e-9;
+
+fn weights(name: &str) -> Option<PathBuf> {
+    let lock = Lock::parse(super::super::ENTRY.lock).unwrap();
+    let named = std::env::var_os("PINION_WHISPER").map(|folder| PathBuf::from(folder).join(name));
+    let found = named.filter(|path| path.is_dir()).or_else(|| cached(lock.entry(name).unwrap()));
+    if found.is_none() {
+        eprintln!("SKIPPED: {name} is not in the cache; `pinion weights pull {name}` fetches it");
+    }
+    found
+}
+
+/// The folder with jfk.wav and clips/.
+fn recordings() -> Option<PathBuf> {
+    let found = std::env::var_os("PINION_RECORDINGS").map(PathBuf::from).filter(|path| path.join("jfk.wav").is_file());
+    if found.is_none() {
+        eprintln!("SKIPPED: PINION_RECORDINGS names no folder with jfk.wav; golden/make.py says where it comes from");
+    }
+    found
+}
+
+fn transcripts(name: &str) -> serde_json::Map<String, Value> {
+    serde_json::from_slice(&std::fs::read(golden(&format!("{name}.json"))).unwrap()).unwrap()
+}
+
+/// The path of one of the golden's recordings.
+fn path(recordings: &Path, key: &str) -> PathBuf {
+    if key.contains('/') { recordings.join("clips").join(key) } else { recordings.join(key) }
+}
+
+/// Temperature 0 alone, as the golden has it.
+fn greedy(audio: &str, more: Value) -> Value {
+    let mut input = json!({"audio": audio, "temperature_increment_on_fallback": 0});
+    input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    input
+}
+
+/// Words and times of segments, one by one.
+fn same_segments(case: &str, ours: &Value, theirs: &Value) {
+    let (ours, theirs) = (ours.as_array().unwrap(), theirs.as_array().unwrap());
+    let texts =
+        |segments: &[Value]| segments.iter().map(|s| s["text"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(texts(ours), texts(theirs), "{case}");
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        for time in ["start", "end"] {
+            let (a, b) = (ours[time].as_f64().unwrap(), theirs[time].as_f64().unwrap());
+            assert!((a - b).abs() <= TIME_TOLERANCE, "{case}: {time} {a}, not {b}: {theirs}");
+        }
+        assert_eq!(ours["tokens"], theirs["tokens"], "{case}");
+        let (a, b) = (ours["avg_logprob"].as_f64().unwrap(), theirs["avg_logprob"].as_f64().unwrap());
+        assert!((a - b).abs() < 2e-3, "{case}: mean log probability {a}, not {b}");
+    }
+}
+
+#[test]
+fn features_encoder_logits_and_tokens_are_the_references() {
+    let Some(recordings) = recordings() else { return };
+    for name in MODELS {
+        let Some(weights) = weights(name) else { continue };
+        let opened = Opened::open(&weights).unwrap();
+        let golden = Golden::read(&golden(&format!("{name}.safetensors"))).unwrap();
+        let errors =
+            |dtype| numbers::errors(&opened, &recordings.join("jfk.wav"), &golden, &Device::Cpu, dtype).unwrap();
+        let plain = errors(DType::F32);
+        println!("{name}: {plain:?}");
+        assert!(plain.input_features.unwrap() <= numbers::FEATURE_TOLERANCE, "{name}: {plain:?}");
+        assert!(plain.encoder_out.unwrap() <= numbers::TOLERANCE, "{name}: {plain:?}");
+        assert!(plain.first_logits.unwrap() <= numbers::TOLERANCE, "{name}: {plain:?}");
+        assert_eq!(plain.tokens, 0, "{name}: {plain:?}");
+        // The files hold f16: only what the decoder remembers is rounded.
+        let half = errors(DType::F16);
+        assert_eq!((half.tokens, half.encoder_out), (0, plain.encoder_out), "{name}: {half:?}");
+    }
+}
+
+#[test]
+fn every_clip_is_heard_as_the_reference_hears_it() {
+    let Some(recordings) = recordings() else { return };
+    for name in MODELS {
+        let Some(weights) = weights(name) else { continue };
+        let mut pipeline = load(&spec(&weights)).unwrap();
+        for (key, theirs) in transcripts(name).into_iter().filter(|(key, _)| key != "ten-minutes.wav") {
+            let audio = file(&path(&recordings, &key));
+            let case = format!("{name}, {key}");
+            let ours = hear(&mut pipeline, greedy(&audio, json!({})));
+            assert_eq!(ours["transcription"], theirs["text"], "{case}");
+            let code = theirs["language"].as_str().unwrap();
+            let language = super::super::languages::LANGUAGES.iter().find(|(known, _)| *known == code).unwrap().1;
+            assert_eq!(ours["detected_language"], language, "{case}");
+            same_segments(&case, &ours["segments"], &theirs["segments"]);
+            if let Some(beams) = theirs.get("beams") {
+                let ours = hear(&mut pipeline, greedy(&audio, json!({"beam_size": 5, "patience": 1.5})));
+                same_segments(&format!("{case}, beams"), &ours["segments"], beams);
+            }
+            if let Some(translated) = theirs.get("translated") {
+                let ours = hear(&mut pipeline, greedy(&audio, json!({"translate": true})));
+                assert_eq!(ours["translation"], *translated, "{case}");
+            }
+            if let Some(words) = theirs.get("with_words") {
+                let ours = hear(&mut pipeline, greedy(&audio, json!({"word_timestamps": true})));
+                same_words(&case, &ours["segments"], words);
+            }
+        }
+    }
+}
+
+fn same_words(case: &str, ours: &Value, theirs: &Value) {
+    let words = |segments: &Value| -> Vec<Value> {
+        let of = |segment: &Value| segment["words"].as_array().cloned().unwrap_or_default();
+        segments.as_array().unwrap().iter().flat_map(of).collect()
+    };
+    let (ours, theirs) = (words(ours), words(theirs));
+    let texts = |words: &[Value]| words.iter().map(|word| word["word"].clone()).collect::<Vec<_>>();
+    assert_eq!(texts(&ours), texts(&theirs), "{case}");
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        for time in ["start", "end"] {
+            let (a, b) = (ours[time].as_f64().unwrap(), theirs[time].as_f64().unwrap());
+            assert!((a - b).abs() <= WORD_TOLERANCE, "{case}: {time} {a}, not {b}: {theirs}");
+        }
+    }
+}
+
+/// The reference's ten minutes, made of the same clips: golden/reference.py has the recipe in its own words.
+fn ten_minutes(recordings: &Path, keys: &[String]) -> Vec<i16> {
+    let read = |key: &String| {
+        let mut audio = Audio::open(&Source::File(path(recordings, key))).unwrap();
+        let mut samples = Vec::new();
+        while audio.read(&mut samples).unwrap() {}
+        samples
+    };
+    let clips: Vec<Vec<f32>> = keys.iter().map(read).collect();
+    let (mut samples, mut seconds, mut turn) = (Vec::new(), 0.0, 0usize);
+    while seconds < 600.0 {
+        let clip = &clips[(turn * 7 + turn / 3) % clips.len()];
+        let silence = 0.4 + 8.6 * (turn as f64 * 0.618034 % 1.0).powi(3);
+        samples.extend(clip.iter().map(|v| (v * 32_768.0).round_ties_even().clamp(-32_768.0, 32_767.0) as i16));
+        samples.extend(vec![0; (silence * 16_000.0) as usize]);
+        seconds += clip.len() as f64 / 16_000.0 + silence;
+        turn += 1;
+    }
+    samples.truncate(600 * 16_000);
+    samples
+}
+
+fn ten_minutes_of(name: &str) {
+    let (Some(recordings), Some(weights)) = (recordings(), weights(name)) else { return };
+    let all = transcripts(name);
+    let english = |key: &&String| *key == "jfk.wav" || key.starts_with("en/");
+    let keys: Vec<String> = all.keys().filter(english).cloned().collect();
+    let theirs = &all["ten-minutes.wav"];
+    let folder = tempfile::tempdir().unwrap();
+    let audio = folder.path().join("ten-minutes.wav");
+    std::fs::write(&audio, wav(16_000, 1, &ten_minutes(&recordings, &keys))).unwrap();
+    let mut pipeline = load(&spec(&weights)).unwrap();
+    let began = std::time::Instant::now();
+    let ours = hear(&mut pipeline, greedy(&file(&audio), json!({})));
+    println!("{name}: ten minutes in {:.1} s", began.elapsed().as_secs_f64());
+    assert_eq!(ours["transcription"], theirs["text"], "{name}");
+    same_segments(name, &ours["segments"], &theirs["segments"]);
+}
+
+#[test]
+fn ten_minutes_with_silences_are_heard_as_the_reference_hears_them() {
+    ten_minutes_of("whisper-tiny.en");
+}
+
+#[test]
+#[ignore = "takes minutes; cargo test -- --ignored runs it"]
+fn ten_minutes_with_silences_are_heard_by_base_as_the_reference_hears_them() {
+    ten_minutes_of("whisper-base");
+}
+
+#[test]
+fn half_precision_and_batches_hear_the_same_words() {
+    let (Some(recordings), Some(weights)) = (recordings(), weights("whisper-tiny.en")) else { return };
+    let spec = LoadSpec { precision: None, ..spec(&weights) };
+    let mut pipeline = load(&spec).unwrap();
+    let theirs = &transcripts("whisper-tiny.en")["jfk.wav"];
+    for more in [json!({}), json!({"batch_size": 4}), json!({"vad_filter": true})] {
+        let ours = hear(&mut pipeline, greedy(&file(&recordings.join("jfk.wav")), more.clone()));
+        let plain = |text: &Value| text.as_str().unwrap().replace([',', '.'], "").trim().to_lowercase();
+        assert_eq!(plain(&ours["transcription"]), plain(&theirs["text"]), "{more}");
+    }
+}
+
+/// Its silences left out and its windows decoded together: the same words at the same times, from fewer windows.
+#[test]
+fn long_audio_in_batches_takes_fewer_windows_for_the_same_words() {
+    let (Some(recordings), Some(weights)) = (recordings(), weights("whisper-tiny.en")) else { return };
+    let keys: Vec<String> =
+        transcripts("whisper-tiny.en").keys().filter(|key| *key != "ten-minutes.wav").cloned().collect();
+    let folder = tempfile::tempdir().unwrap();
+    let audio = folder.path().join("long.wav");
+    let seconds = std::env::var("PINION_LONG_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(150);
+    std::fs::write(&audio, wav(16_000, 1, &ten_minutes(&recordings, &keys)[..16_000 * seconds])).unwrap();
+    let mut pipeline = load(&spec(&weights)).unwrap();
+    let mut hear = |more: Value| {
+        let began = std::time::Instant::now();
+        pipeline.admit(job("l", greedy(&file(&audio), more.clone()))).unwrap();
+        let events = finish(&mut pipeline);
+        let windows = events.iter().find_map(|(_, event)| match event {
+            Event::Metric { name, value } if name == "windows" => value.as_u64(),
+            _ => None,
+        });
+        println!("{more}: {windows:?} windows, {:.1} s", began.elapsed().as_secs_f64());
+        (output("l", &events), windows.unwrap())
+    };
+    let (one_by_one, windows) = hear(json!({}));
+    let (together, fewer) = hear(json!({"batch_size": 8}));
+    assert!(fewer < windows, "{fewer} windows, not fewer than {windows}");
+    let words = |output: &Value| -> Vec<String> {
+        let text =
+            output["transcription"].as_str().unwrap().to_lowercase().replace(|c: char| c.is_ascii_punctuation(), " ");
+        // Numbers are written in many ways.
+        text.split_whitespace().filter(|word| word.chars().all(char::is_alphabetic)).map(str::to_owned).collect()
+    };
+    let (expected, got) = (words(&one_by_one), words(&together));
+    let mut rest = got.clone();
+    let found = expected.iter().filter(|word| rest.iter().position(|w| w == *word).map(|at| rest.remove(at)).is_some());
+    let found = found.count();
+    assert!(
+        found * 100 >= expected.len() * 90 && rest.len() * 10 <= got.len(),
+        "{found} of {}: {rest:?}",
+        expected.len()
+    );
+    // Every long sentence is where it was.
+    let starts = |output: &Value| -> Vec<f64> {
+        let of = |s: &&Value| s["text"].as_str().is_some_and(|text| text.to_lowercase().contains("fellow americans"));
+        output["segments"].as_array().unwrap().iter().filter(of).map(|s| s["start"].as_f64().unwrap()).collect()
+    };
+    let (expected, got) = (starts(&one_by_one), starts(&together));
+    assert_eq!(expected.len(), got.len());
+    assert!(expected.iter().zip(&got).all(|(a, b)| (a - b).abs() < 1.5), "{expected:?} and {got:?}");
+}
