@@ -29,7 +29,8 @@ fn config(folder: &Path, budget: u64, models: &[(&str, &str)]) -> PathBuf {
     for (name, keys) in models {
         let weights = models::write(folder, name, MODEL_MEGABYTES);
         let preload = if keys.contains("pinned") { "" } else { "preload: false, " };
-        let size = if keys.contains("context_tokens") { "" } else { "context_tokens: 256, " };
+        let context = if keys.contains("context_tokens") { "" } else { "context_tokens: 256, " };
+        let size = format!("{context}{}", if keys.contains("concurrency") { "" } else { "concurrency: 4, " });
         text +=
             &format!("    - {{ name: {name}, model: llama, path: {}, {size}{preload}{keys} }}\n", weights.display());
     }
