@@ -6,15 +6,16 @@
 
 FOLDER is what `pinion weights pull whisper-tiny.en --print-path` prints (CTranslate2's layout; a file in parts is joined
 into --cache). The peers get conversions of it: openai-whisper the same values in f32 through models/whisper/golden,
-whisper.cpp its own f16 file. One run, in turn, round after round; every measurement is a fresh process whose load is not
-counted. Greedy, temperature 0 without fallback, English, --threads threads. What counts is seconds of work per second of
-audio; a ratio is the best peer's median over Pinion's at the same precision, in brackets the least and largest of one
-round. Beside it the seconds of CPU per second of audio, which a busy machine disturbs less (Pinion's with its load).
-Memory is the peak resident set of the process. `long` is the long recording window by window, and `long batched`
-Pinion alone with its windows in batches. Installs nothing.
+whisper.cpp its own f16 file. One run, in turn, round after round; every measurement is a fresh process, asked once before
+it is measured, whose load is not counted; Pinion is the whole server, asked over HTTP. Greedy, temperature 0 without
+fallback, English, --threads threads. What counts is seconds of work per second of audio; a ratio is the best peer's
+median over Pinion's at the same precision, in brackets the least and largest of one round. Beside it the seconds of CPU
+per second of audio, which a busy machine disturbs less. Memory is the peak resident set of the process that holds the
+weights. `long` is the long recording window by window, and `long batched` Pinion alone with its windows in batches. Installs nothing.
 """
 
 import argparse
+import base64
 import datetime
 import json
 import os
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent.parent / "models/whisper/golden"
@@ -137,26 +139,80 @@ def drive(engine: str, folder: str, audio: str, threads: int, repeats: int) -> d
     return {"factor": statistics.median(times) / seconds, "cpu_factor": statistics.median(work) / seconds, "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, "text": text}
 
 
+def call(address: str, path: str, body=None) -> dict:
+    data = json.dumps(body).encode() if body is not None else None
+    headers = {"content-type": "application/json", "prefer": "wait=60"}
+    with urllib.request.urlopen(urllib.request.Request(f"http://{address}{path}", data, headers), timeout=3600) as answer:
+        return json.loads(answer.read() or b"null")
+
+
+def ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def pinion(args, precision: str, audio: str, batch: int = 1) -> dict:
-    """A fresh process: the prediction's own metric leaves its load out; the peak is the process's."""
-    config = Path(tempfile.mkdtemp()) / "cog.yaml"
-    config.write_text(
-        "native:\n  models:\n    - name: w\n      model: whisper\n      names: [pinion/w]\n"
+    """A fresh server on a loopback port, asked once unmeasured and once measured; memory is its worker's."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "cog.yaml").write_text(
+        "native:\n  models:\n    - name: w\n      model: whisper\n      names: [pinion/w]\n      preload: true\n"
         f"      path: {args.weights.resolve()}\n      precision: {precision}\n      threads: {args.threads}\n      device: cpu\n"
+        "  limits:\n    body_bytes: 200000000\n"
     )
-    words = [str(args.pinion), "run", "w", "--config", str(config), "--json", "-i", f"audio=@{audio}", "-i", "language=en"]
-    words += ["-i", "temperature_increment_on_fallback=0", "-i", f"batch_size={batch}"]
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(words, stdout=out, stderr=errors, text=True)
-        _, status, usage = os.wait4(child.pid, 0)
-        out.seek(0), errors.seek(0)
-        if status:
-            raise SystemExit(f"{words}: {errors.read()}")
-        found = json.loads(out.read())
+    address = f"127.0.0.1:{args.port}"
+    words = [str(args.pinion), "serve", "--listen", address, "--data", str(folder / "data"), "--config", str(folder / "cog.yaml")]
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen(words, stdout=log, stderr=log, text=True)
+    try:
+        for _ in range(1200):
+            if ready(address):
+                break
+            time.sleep(0.1)
+        encoded = base64.b64encode(Path(audio).read_bytes()).decode()
+        given = {"audio": f"data:audio/wav;base64,{encoded}", "language": "en", "batch_size": batch}
+        given["temperature_increment_on_fallback"] = 0
+        short = Path(audio).stat().st_size < 2_000_000
+        for _ in range(2 if short else 1):
+            busy = family_cpu(child.pid)
+            found = call(address, "/v1/models/pinion/w/predictions", {"input": given})
+            while found["status"] in ("starting", "processing"):
+                time.sleep(0.2)
+                found = call(address, f"/v1/predictions/{found['id']}")
+            busy = family_cpu(child.pid) - busy
+        if found["status"] != "succeeded":
+            raise SystemExit(f"{words}: {found['error']}")
+        memory = max(peak_mb(pid) for pid in family(child.pid))
+    finally:
+        child.terminate()
+        child.wait()
     metrics = found["metrics"]
-    # The whole process's, its load too: more than is fair, but nothing else is known of it.
-    cpu = (usage.ru_utime + usage.ru_stime) / (found["metrics"]["audio_duration"] or 1)
-    return {"factor": metrics["real_time_factor"], "cpu_factor": cpu, "rss_mb": usage.ru_maxrss / 1000, "text": found["output"]["transcription"]}
+    cpu = busy / max(metrics["audio_duration"], 1)
+    return {"factor": metrics["real_time_factor"], "cpu_factor": cpu, "rss_mb": memory, "text": found["output"]["transcription"]}
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children (Linux)."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += family(int(child))
+    return found
+
+
+def family_cpu(pid: int) -> float:
+    ticks = 0
+    for one in family(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def peak_mb(pid: int) -> float:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1000
 
 
 def peer(args, engine: str, folder: str, audio: str, repeats: int) -> dict:
@@ -178,6 +234,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "peer-whisper")
+    parser.add_argument("--port", type=int, default=5077)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--drive", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -139,13 +139,18 @@ impl Net {
             candle_core::bail!("a window of {} values; {FRAMES} frames of {mels} are needed", mel.len());
         }
         let Encoder { conv1, conv2, positions, layers, norm } = &self.encoder;
-        let x = Tensor::from_slice(mel, (FRAMES, mels), &self.device)?.pad_with_zeros(0, 1, 1)?;
-        let beside = |first: usize| x.narrow(0, first, FRAMES);
-        let x = conv1.forward_gelu(&Tensor::cat(&[beside(0)?, beside(1)?, beside(2)?], 1)?)?;
-        // Every second frame with its neighbours: frames 2t - 1 and 2t lie side by side, and so do 2t + 1 and the next.
-        let x = x.pad_with_zeros(0, 1, 1)?;
-        let pairs = |first: usize| x.narrow(0, first, FRAMES)?.reshape((FRAMES / 2, 2 * hidden));
-        let x = conv2.forward_gelu(&Tensor::cat(&[pairs(0)?, pairs(2)?.narrow(1, 0, hidden)?], 1)?)?;
+        let x = Tensor::from_vec(beside(mel, mels, 1), (FRAMES, 3 * mels), &self.device)?;
+        let x = conv1.forward_gelu(&x)?;
+        let x = if self.device.is_cpu() {
+            let x = x.flatten_all()?.to_vec1::<f32>()?;
+            Tensor::from_vec(beside(&x, hidden, 2), (FRAMES / 2, 3 * hidden), &self.device)?
+        } else {
+            // Frames 2t - 1 and 2t lie side by side, and so do 2t + 1 and the next.
+            let x = x.pad_with_zeros(0, 1, 1)?;
+            let pairs = |first: usize| x.narrow(0, first, FRAMES)?.reshape((FRAMES / 2, 2 * hidden));
+            Tensor::cat(&[pairs(0)?, pairs(2)?.narrow(1, 0, hidden)?], 1)?
+        };
+        let x = conv2.forward_gelu(&x)?;
         let mut x = (x + positions)?;
         let shape = self.shape(audio_context, encoder_heads);
         let mut memory = Memory::new(shape, DType::F32, &self.device, &self.pool)?;
@@ -248,5 +253,38 @@ impl Net {
         let encoder = e.layers.iter().map(|l| own(&l.attention) + forward(&l.feed_forward)).sum::<u64>();
         let decoder = d.layers.iter().map(|l| own(&l.attention) + cross(&l.cross) + forward(&l.feed_forward));
         ends + encoder + decoder.sum::<u64>()
+    }
+}
+
+/// Every `step`th row of `[rows, width]` with the rows before and behind it, zeros at both ends: `[rows / step, 3 * width]`.
+fn beside(values: &[f32], width: usize, step: usize) -> Vec<f32> {
+    let rows = values.len() / width;
+    let mut out = Vec::with_capacity(rows / step * 3 * width);
+    for row in (0..rows).step_by(step) {
+        match row {
+            0 => {
+                out.resize(out.len() + width, 0.0);
+                out.extend_from_slice(&values[..2 * width]);
+            }
+            _ => {
+                let end = ((row + 2) * width).min(values.len());
+                out.extend_from_slice(&values[(row - 1) * width..end]);
+                out.resize(out.len() + (row + 2) * width - end, 0.0);
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::beside;
+
+    #[test]
+    fn rows_stand_beside_their_neighbours() {
+        let values = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!(beside(&values, 1, 1), [0.0, 1.0, 2.0, 1.0, 2.0, 3.0, 2.0, 3.0, 4.0, 3.0, 4.0, 0.0]);
+        assert_eq!(beside(&values, 1, 2), [0.0, 1.0, 2.0, 2.0, 3.0, 4.0]);
+        assert_eq!(beside(&values, 2, 1), [0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 1.0, 2.0, 3.0, 4.0, 0.0, 0.0]);
     }
 }

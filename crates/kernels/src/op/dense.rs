@@ -62,20 +62,21 @@ impl Dense {
             y = if activate { y.gelu_erf()? } else { y };
             return residual.map_or(Ok(y.clone()), |residual| y + residual);
         }
-        let mut y = match residual {
-            Some(residual) => Rows::of(residual)?.to_vec()?,
-            None => output(rows * out),
-        };
-        if let Some(bias) = &self.bias {
-            let bias = bias.unsqueeze(0)?;
-            Rows::of(&bias)?.with(|bias, _| {
+        let bias = self.bias.as_ref().map(|bias| bias.to_vec1::<f32>()).transpose()?;
+        let y = match (residual, bias) {
+            (None, None) => output(rows * out),
+            (None, Some(bias)) => bias.repeat(rows),
+            (Some(residual), None) => Rows::of(residual)?.to_vec()?,
+            (Some(residual), Some(bias)) => {
+                let mut y = Rows::of(residual)?.to_vec()?;
                 self.pool.chunks(&mut y, out * ROWS_PER_UNIT, |_, y| {
                     for row in y.chunks_exact_mut(out) {
-                        row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);
+                        row.iter_mut().zip(&bias).for_each(|(y, bias)| *y += bias);
                     }
                 });
-            })?;
-        }
+                y
+            }
+        };
         let mut y = self.linear.onto(x, y)?;
         if activate {
             gelu(&mut y, &self.pool);
