@@ -173,7 +173,8 @@ impl Reader<'_> {
         }
         for _ in 0..self.u32()? {
             // Which variables serve under a second name: models know that by themselves.
-            (self.string()?, self.string()?);
+            self.string()?;
+            self.string()?;
         }
         if self.at != self.len {
             return Err(format!("has {} bytes behind its end", self.len - self.at));
