@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::processes::until;
 use crate::support::{Server, http, http_bytes};
 
 const MODEL: &str = "/v1/models/meta/meta-llama-3-8b-instruct/predictions";
@@ -58,7 +59,7 @@ fn a_200_mb_body_is_refused_with_the_limit_and_without_reading_it() {
     assert_eq!(code, 413, "{}", text(&answer));
     assert!(text(&answer).contains("MB") || text(&answer).contains("MiB"), "names the limit: {}", text(&answer));
     assert!(began.elapsed() < Duration::from_secs(20));
-    assert_eq!(server.get("/readyz").0, 200);
+    until("it serves", || (server.get("/readyz").0 == 200).then_some(()));
 }
 
 #[test]

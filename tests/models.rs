@@ -12,9 +12,9 @@ use crate::support::tests_folder;
 /// Positions of a prediction that such a model knows.
 pub const POSITIONS: u32 = 8192;
 
-const LAYERS: usize = 2;
+const LAYERS: usize = 8;
 const HIDDEN: usize = 256;
-const HEAD: usize = 64;
+const HEAD: usize = 32;
 /// As the tokenizer of the golden folder has them.
 const VOCABULARY: usize = 512;
 

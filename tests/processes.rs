@@ -41,10 +41,10 @@ pub fn worker_of(server: &Server) -> u32 {
     until("a worker", || child_of(server.pid()))
 }
 
-/// Bytes of the process in memory, what it shares counted in part.
+/// Bytes of the process in memory.
 pub fn resident_bytes(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process is there");
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).expect("the system tells");
+    let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).expect("the system tells");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 

@@ -55,6 +55,25 @@ fn ps_shows_devices_models_memory_and_queues() {
 }
 
 #[test]
+fn a_pinned_model_that_cannot_be_loaded_is_shown_and_the_server_is_not_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = models::write(folder.path(), "large", 5);
+    let config = folder.path().join("cog.yaml");
+    let model = format!("{{ name: kept, model: llama, path: {}, pinned: true }}", weights.display());
+    let devices = "[{ device: cpu, memory_bytes: 3000000 }]";
+    fs::write(&config, format!("native: {{ devices: {devices}, models: [{model}] }}\n")).unwrap();
+    let server = Server::start(&folder.path().join("data"), &["--config", config.to_str().unwrap()]);
+    let row = until("it has failed", || {
+        let table = output_of(pinion().args(["ps", "--server", &server.base]));
+        table.lines().find(|line| line.contains("failed, pinned")).map(str::to_owned)
+    });
+    assert!(row.starts_with("kept ") && row.contains("bytes of memory; cpu has 3000000 free for it"), "{row}");
+    let (code, problem) = server.get("/readyz");
+    assert_eq!((code, &problem["status"]), (503, &Value::from(503)), "{problem}");
+    assert_eq!(problem["detail"], "Not ready: kept is pinned and could not be loaded.", "{problem}");
+}
+
+#[test]
 fn ps_says_in_a_sentence_what_it_lacks() {
     let data = tempfile::tempdir().unwrap();
     let folder = data.path().display().to_string();

@@ -8,13 +8,14 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use kernels::Pool;
+use kernels::attention::BLOCK;
+use kernels::sample::greatest;
 use prediction::PredictError;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
 use super::net::{Cache, Net, Rows};
 use super::pipeline::device_error;
-use super::sampler::greatest;
 use super::template::Chat;
 use super::weights::{Opened, Storage};
 
@@ -144,7 +145,8 @@ pub fn errors(
         )));
     }
     let positions = golden.prompt_ids.len() + golden.greedy_ids.len();
-    let mut cache = Cache::new(&net, 1, positions, opened.cache_dtype(precision)?).map_err(device_error)?;
+    let blocks = positions.div_ceil(BLOCK);
+    let mut cache = Cache::new(&net, blocks, positions, opened.cache_dtype(precision)?).map_err(device_error)?;
     let mut logits = Vec::new();
     for (index, part) in golden.prompt_ids.chunks(chunk).enumerate() {
         logits = last_logits(&net, &mut cache, index * chunk, part)?;
@@ -160,8 +162,9 @@ pub fn errors(
 }
 
 fn last_logits(net: &Net, cache: &mut Cache, position: usize, tokens: &[u32]) -> Result<Vec<f32>, PredictError> {
+    let table: Vec<u32> = (0..cache.blocks as u32).collect();
     let mut rows = Rows::default();
-    rows.push(0, position, tokens);
+    rows.push(&table, position, tokens);
     rows.want_last();
     let logits = net.forward(&rows, cache).map_err(device_error)?;
     let logits = logits.map(|logits| logits.flatten_all().and_then(|all| all.to_vec1::<f32>()));

@@ -1,9 +1,11 @@
 //! Llama: any model of that architecture (Llama 2 to 3.3, SmolLM2, TinyLlama), from GGUF or safetensors.
 //!
-//! A prediction's way: `input` (what was asked) → `template` and `tokenizer` (what the model reads) → `pipeline` (who
-//! shares a step) → `net` (the forward) → `sampler` (a token) → `text` (what may be shown).
+//! A prediction's way: `input` (what was asked) → `template` and `tokenizer` (what the model reads) → `pipeline`, which
+//! asks `schedule` (who shares a step) and `blocks` (where it is kept), then `net` (the forward) and `sampler` (a token) →
+//! `running` and `text` (what may be shown).
 
 mod bench;
+mod blocks;
 mod config;
 mod files;
 pub mod golden;
@@ -13,6 +15,7 @@ mod net;
 mod pipeline;
 mod running;
 mod sampler;
+mod schedule;
 mod synth;
 mod template;
 #[cfg(test)]
@@ -24,7 +27,7 @@ mod weights;
 
 use std::sync::Arc;
 
-pub use pipeline::{DEFAULT_CONCURRENCY, DEFAULT_CONTEXT_TOKENS};
+pub use pipeline::{DEFAULT_CACHE_TOKENS, DEFAULT_CONCURRENCY, DEFAULT_CONTEXT_TOKENS};
 
 pub const ENTRY: crate::Entry = crate::Entry {
     name: "llama",

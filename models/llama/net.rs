@@ -1,13 +1,13 @@
 //! The forward pass: embedding, then per layer `x += o(attention(rope(q), rope(k), v))` and `x += down(swiglu(gate, up))`
-//! on normalised `x`, then the head. A forward is a packed list of rows, each one token of one slot at one position, so
+//! on normalised `x`, then the head. A forward is a packed list of rows, each one token of one sequence at one position, so
 //! that prompts and single steps of many predictions go through together. Refuses to know predictions and files.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use kernels::Pool;
-use kernels::op::{self, KvCache, Linear, RopeTable};
+use kernels::attention::BLOCK;
+use kernels::op::{self, KvCache, Linear, Places, RopeTable};
 
 use super::config::Config;
 
@@ -33,37 +33,69 @@ pub struct Layer {
     pub down: Linear,
 }
 
-/// What every prediction has said so far, and the rotary table of that many positions.
+/// Keys and values of every layer, in blocks, and the rotary table of a whole context.
 pub struct Cache {
     layers: Vec<KvCache>,
     rope: RopeTable,
-    pub slots: usize,
+    pub blocks: usize,
     pub context: usize,
 }
 
-/// The rows of one forward: three lists of one length.
-#[derive(Debug, Default, Clone)]
+/// The rows of one forward, and the blocks of the sequences they belong to (see [`Places`]).
+#[derive(Debug, Clone)]
 pub struct Rows {
     tokens: Vec<u32>,
-    slots: Vec<u32>,
+    sequences: Vec<u32>,
     positions: Vec<u32>,
+    starts: Vec<u32>,
+    blocks: Vec<u32>,
     /// Rows whose logits are wanted.
     wanted: Vec<u32>,
 }
 
+impl Default for Rows {
+    fn default() -> Self {
+        let (tokens, sequences, positions) = (Vec::new(), Vec::new(), Vec::new());
+        Self { tokens, sequences, positions, starts: vec![0], blocks: Vec::new(), wanted: Vec::new() }
+    }
+}
+
 impl Rows {
-    /// `tokens` of one slot, the first of them at `position`; every earlier position has been through, or is in these
-    /// rows before it.
-    pub fn push(&mut self, slot: usize, position: usize, tokens: &[u32]) {
-        self.tokens.extend_from_slice(tokens);
-        self.slots.extend(std::iter::repeat_n(slot as u32, tokens.len()));
-        self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
+    /// No rows; their memory stays.
+    pub fn clear(&mut self) {
+        for list in [&mut self.tokens, &mut self.sequences, &mut self.positions, &mut self.blocks, &mut self.wanted] {
+            list.clear();
+        }
+        self.starts.truncate(1);
     }
 
-    /// The logits of the row pushed last are wanted. Returns which row of the result they will be.
-    pub fn want_last(&mut self) -> usize {
+    /// `tokens` of another sequence, the first of them at `position`; every earlier position has been through. Its blocks
+    /// are those of `table`, the ones behind the last position left out.
+    pub fn push(&mut self, table: &[u32], position: usize, tokens: &[u32]) {
+        let (sequence, end) = (self.starts.len() - 1, position + tokens.len());
+        self.tokens.extend_from_slice(tokens);
+        self.sequences.extend(std::iter::repeat_n(sequence as u32, tokens.len()));
+        self.positions.extend((position..end).map(|p| p as u32));
+        self.blocks.extend(table.iter().take(end.div_ceil(BLOCK)));
+        self.starts.push(self.blocks.len() as u32);
+    }
+
+    /// The logits of the row pushed last are wanted, behind those wanted before.
+    pub fn want_last(&mut self) {
         self.wanted.push(self.tokens.len() as u32 - 1);
-        self.wanted.len() - 1
+    }
+
+    /// Where the rows stand.
+    pub fn places(&self) -> Result<Places<'_>> {
+        self.placed(&self.sequences, &self.positions)
+    }
+
+    fn placed<'a>(&'a self, sequences: &'a [u32], positions: &'a [u32]) -> Result<Places<'a>> {
+        Places::new(sequences, positions, &self.starts, &self.blocks).map_err(Error::msg)
+    }
+
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     pub fn len(&self) -> usize {
@@ -76,12 +108,12 @@ impl Rows {
 }
 
 impl Cache {
-    /// Memory: `slots * context * Config::cache_elements_per_position * size of dtype`, touched as positions are written.
-    pub fn new(net: &Net, slots: usize, context: usize, dtype: DType) -> Result<Self> {
+    /// Memory: `blocks * 64 * Config::cache_elements_per_position * size of dtype`, touched as positions are written.
+    pub fn new(net: &Net, blocks: usize, context: usize, dtype: DType) -> Result<Self> {
         let Config { kv_heads, head_dim, .. } = net.config;
-        let layer = || KvCache::new(slots, context, kv_heads, head_dim, dtype, &net.device, &net.pool);
+        let layer = || KvCache::new(blocks, kv_heads, head_dim, dtype, &net.device, &net.pool);
         let layers = (0..net.layers.len()).map(|_| layer()).collect::<Result<_>>()?;
-        Ok(Self { layers, rope: RopeTable::new(&net.config.inverse_frequencies(), context), slots, context })
+        Ok(Self { layers, rope: RopeTable::new(&net.config.inverse_frequencies(), context), blocks, context })
     }
 
     pub fn bytes(&self) -> u64 {
@@ -94,7 +126,9 @@ impl Net {
     pub fn forward(&self, rows: &Rows, cache: &mut Cache) -> Result<Option<Tensor>> {
         let Config { heads, kv_heads, head_dim, norm_eps, .. } = self.config;
         let Rows { tokens, wanted, .. } = rows;
-        let (mut slots, mut positions) = (Cow::Borrowed(&rows.slots), Cow::Borrowed(&rows.positions));
+        let pick = |all: &[u32]| -> Vec<u32> { wanted.iter().map(|&row| all[row as usize]).collect() };
+        let (last_sequences, last_positions) = (pick(&rows.sequences), pick(&rows.positions));
+        let mut places = rows.places()?;
         let pool = &self.pool;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let norm = |x: &Tensor, weight: &Tensor| op::rms_norm(x, weight, norm_eps, pool);
@@ -103,8 +137,8 @@ impl Net {
         for (index, (layer, kv)) in self.layers.iter().zip(&mut cache.layers).enumerate() {
             let qkv = layer.qkv.forward(&norm(&x, &layer.attn_norm)?)?;
             let qkv = qkv.reshape((tokens.len(), heads + 2 * kv_heads, head_dim))?;
-            let k = op::rope(&qkv.narrow(1, heads, kv_heads)?, &cache.rope, &positions, pool)?;
-            kv.write(&k, &qkv.narrow(1, heads + kv_heads, kv_heads)?, &slots, &positions)?;
+            let k = op::rope(&qkv.narrow(1, heads, kv_heads)?, &cache.rope, places.positions(), pool)?;
+            kv.write(&k, &qkv.narrow(1, heads + kv_heads, kv_heads)?, &places)?;
             let mut q = qkv.narrow(1, 0, heads)?;
             // Behind the last layer's keys and values only the wanted rows matter.
             if index == last && wanted.len() < tokens.len() {
@@ -113,11 +147,10 @@ impl Net {
                 }
                 let ids = Tensor::new(wanted.as_slice(), &self.device)?;
                 (q, x) = (q.contiguous()?.index_select(&ids, 0)?, x.index_select(&ids, 0)?);
-                let pick = |all: &[u32]| Cow::Owned(wanted.iter().map(|&row| all[row as usize]).collect());
-                (slots, positions) = (pick(&slots), pick(&positions));
+                places = rows.placed(&last_sequences, &last_positions)?;
             }
-            let q = op::rope(&q, &cache.rope, &positions, pool)?;
-            let seen = op::attention(&q, kv, &slots, &positions, scale)?;
+            let q = op::rope(&q, &cache.rope, places.positions(), pool)?;
+            let seen = op::attention(&q, kv, &places, scale)?;
             x = layer.o.forward_add(&seen, &x)?;
             let gate_up = layer.gate_up.forward(&norm(&x, &layer.ffn_norm)?)?;
             x = layer.down.forward_add(&op::swiglu(&gate_up, pool)?, &x)?;

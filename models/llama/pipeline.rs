@@ -1,6 +1,6 @@
 //! A loaded Llama: many predictions, one forward per step. Each step reads one token of everybody who speaks and, in what
-//! room is left, the next part of the prompts that are still being read, oldest first: a long prompt delays the others
-//! by one part at a time. Who shares a step with whom changes nothing in what anybody says.
+//! time is left, the next part of the prompts that are still being read: a long prompt delays the others by one part at a
+//! time. Who shares a step with whom changes nothing in what anybody says. Who takes part is `schedule`'s to say.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,20 +8,29 @@ use std::time::Instant;
 use candle_core::Device;
 use kernels::Pool;
 use kernels::attention::BLOCK;
+use kernels::op;
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, PredictError};
 
+use super::blocks::Blocks;
 use super::input::Asked;
 use super::needs::{Load, Needs};
 use super::net::{Cache, Net, Rows};
 use super::running::Running;
+use super::schedule::{Schedule, TooLong};
 use super::template::{self, Chat};
 use super::tokenizer::Tokenizer;
 use super::weights::Opened;
 
 /// Where the deployment names none.
-pub const DEFAULT_CONCURRENCY: usize = 8;
+pub const DEFAULT_CONCURRENCY: usize = 16;
 /// Where the deployment names none, the model's own context up to this many positions.
 pub const DEFAULT_CONTEXT_TOKENS: usize = 8192;
+/// The cache has room for so many positions, or for one whole context if that is more, unless everybody's whole context
+/// takes less.
+pub const DEFAULT_CACHE_TOKENS: usize = 65_536;
+/// Of the cache on the CPU, what may be kept of predictions that have ended, so that the same beginning need not be read
+/// again: 4,096 positions of the default. Elsewhere the whole cache is taken at load and may as well be kept.
+const KEPT_SHARE: usize = 16;
 /// More than anybody's model knows; keeps the cache's size inside 64 bits.
 const MAX_CONTEXT_TOKENS: usize = 1 << 24;
 const MAX_CONCURRENCY: usize = 4096;
@@ -60,18 +69,30 @@ pub struct Pipeline {
     defaults: Map,
     /// How long a row of a prompt takes, from the steps so far. Only how prompts are cut hangs on it, never what is said.
     pub seconds_per_row: Option<f64>,
-    /// In the order of their admission.
-    running: Vec<Running>,
+    /// Predictions that one step may have.
+    slots: usize,
+    schedule: Schedule<Running>,
+    /// The rows of the step: kept for their memory.
+    rows: Rows,
 }
 
 impl Pipeline {
     pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
+        Self::with_cache(spec, None, report)
+    }
+
+    /// With a cache of so many blocks.
+    pub fn with_cache(
+        spec: &LoadSpec,
+        blocks: Option<usize>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Self, PredictError> {
         let opened = Opened::of(&spec.weights, report)?;
         let began = Instant::now();
         let device = runner::device::pick(&spec.device)?;
-        let load = plan(spec, &opened, &device)?;
+        let load = plan(spec, blocks, &opened, &device)?;
         Needs::of(&opened, &load)?.check(&device)?;
-        let (slots, context) = (load.slots, load.context);
+        let Load { slots, context, blocks, .. } = load;
         let threads = spec.threads.map_or_else(|| runner::device::cpu().cores, |threads| threads as usize);
         if threads == 0 || threads > MAX_THREADS {
             return Err(PredictError::Operator(format!("threads is {threads}; 1 to {MAX_THREADS}")));
@@ -88,15 +109,17 @@ impl Pipeline {
         let (net, (tokenizer, words)) = (net?, words?);
         let chat = words.chat_template.map(|source| Chat::new(source, words.bos, words.eos));
         let chat = chat.transpose().map_err(PredictError::Operator)?;
-        let cache = Cache::new(&net, slots, context, dtype).map_err(device_error)?;
+        let cache = Cache::new(&net, blocks, context, dtype).map_err(device_error)?;
+        let kept = if device.is_cpu() { blocks / KEPT_SHARE } else { blocks };
         let mut ends: Vec<u32> = net.config.ends.iter().copied().chain(tokenizer.usual_ends()).collect();
         ends.sort_unstable();
         ends.dedup();
         report(&format!(
-            "{} MB of {} ready in {:.2} s; {slots} predictions of up to {context} tokens, {threads} threads",
+            "{} MB of {} ready in {:.2} s; {slots} predictions of up to {context} tokens, {} in the cache, {threads} threads",
             net.bytes() / 1_000_000,
             opened.title().as_deref().unwrap_or("weights"),
             began.elapsed().as_secs_f64(),
+            blocks * BLOCK,
         ));
         Ok(Self {
             net,
@@ -106,7 +129,9 @@ impl Pipeline {
             ends,
             defaults: spec.defaults.clone(),
             seconds_per_row: None,
-            running: Vec::new(),
+            slots,
+            schedule: Schedule::new(Blocks::new(blocks, kept)),
+            rows: Rows::default(),
         })
     }
 
@@ -147,32 +172,12 @@ impl Pipeline {
         }
     }
 
-    fn free_slot(&self) -> Option<usize> {
-        (0..self.cache.slots).find(|&slot| self.running.iter().all(|running| running.slot != slot))
-    }
-
-    /// The rows of the next step, and which row of the logits belongs to whom.
-    fn plan(&mut self) -> (Rows, Vec<Option<usize>>) {
-        let speakers = self.running.iter().any(|running| running.unread() == 0);
-        let seconds = if speakers { READING_SECONDS_BESIDE_SPEAKERS } else { READING_SECONDS };
-        let mut budget = self.seconds_per_row.map_or(FIRST_READING_TOKENS, |row| {
+    /// How many prompt tokens the next step may read.
+    fn reading_budget(&self) -> usize {
+        let seconds = if self.schedule.speakers() { READING_SECONDS_BESIDE_SPEAKERS } else { READING_SECONDS };
+        self.seconds_per_row.map_or(FIRST_READING_TOKENS, |row| {
             ((seconds / row) as usize).clamp(MIN_READING_TOKENS, MAX_READING_TOKENS)
-        });
-        let mut rows = Rows::default();
-        let mut logits = Vec::with_capacity(self.running.len());
-        for running in &mut self.running {
-            let reads = running.unread() > 0;
-            if reads && budget == 0 {
-                logits.push(None);
-                continue;
-            }
-            let slot = running.slot;
-            let next = running.next(budget);
-            budget -= if reads { next.tokens.len() } else { 0 };
-            rows.push(slot, next.position, next.tokens);
-            logits.push(next.speaks.then(|| rows.want_last()));
-        }
-        (rows, logits)
+        })
     }
 }
 
@@ -180,49 +185,57 @@ impl Loaded for Pipeline {
     fn admit(&mut self, job: Job) -> Result<(), PredictError> {
         let asked = Asked::read(job.input, &self.defaults, job.seed)?;
         let prompt = self.prompt(&asked)?;
-        let slot = self
-            .free_slot()
-            .ok_or_else(|| PredictError::RetryLater(format!("{} predictions are already running", self.cache.slots)))?;
-        let context = self.cache.context;
-        self.running.push(Running::new(job.id, slot, asked, prompt, &self.ends, &self.tokenizer, context));
-        Ok(())
+        if self.schedule.len() >= self.slots {
+            return Err(PredictError::RetryLater(format!("{} predictions are already running", self.slots)));
+        }
+        let room = self.cache.context.min(self.schedule.most_positions()).saturating_sub(prompt.len());
+        let running = Running::new(job.id, asked, &prompt, room, &self.ends, &self.tokenizer);
+        let tokens = prompt.len();
+        self.schedule.admit(running, prompt).map_err(|TooLong { needed, exist }| {
+            PredictError::FixInput(format!(
+                "Prompt is too long: {tokens} tokens need {needed} blocks of {BLOCK} in the cache, which has {exist} (E1002)"
+            ))
+        })
     }
 
     fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError> {
-        if self.running.is_empty() {
+        if self.schedule.is_empty() {
             return Ok(());
         }
-        self.running.iter_mut().for_each(|running| running.start(emit));
-        let (rows, wanted) = self.plan();
+        self.schedule.plan(self.reading_budget(), &mut self.rows);
+        self.schedule.planned().for_each(|running| running.start(emit));
         let began = Instant::now();
-        let logits = self.net.forward(&rows, &mut self.cache).map_err(device_error)?;
-        if rows.len() >= MIN_MEASURED_ROWS {
-            let row = began.elapsed().as_secs_f64() / rows.len() as f64;
+        let logits = self.net.forward(&self.rows, &mut self.cache).map_err(device_error)?;
+        if self.rows.len() >= MIN_MEASURED_ROWS {
+            let row = began.elapsed().as_secs_f64() / self.rows.len() as f64;
             self.seconds_per_row = Some(self.seconds_per_row.map_or(row, |before| (before + row) / 2.0));
         }
-        let Some(logits) = logits else { return Ok(()) };
-        let mut logits = logits.flatten_all().and_then(|all| all.to_vec1::<f32>()).map_err(device_error)?;
-        let mut logits = logits.chunks_exact_mut(self.net.vocabulary());
-        let tokenizer = &self.tokenizer;
-        // Rows of logits come in the order of `running`.
-        let mut wanted = wanted.into_iter();
-        self.running.retain_mut(|running| match wanted.next().flatten() {
-            Some(_) => !logits.next().is_some_and(|row| running.speak(row, tokenizer, emit)),
-            None => true,
+        let chosen = match logits {
+            Some(logits) => {
+                let asks: Vec<_> = self.schedule.wanted().map(Running::ask).collect();
+                op::sample(&logits, &asks, &self.net.pool).map_err(device_error)?
+            }
+            None => Vec::new(),
+        };
+        let (tokenizer, mut chosen) = (&self.tokenizer, chosen.into_iter());
+        self.schedule.ran(|running, past| {
+            // Rows of logits come in the order of those that want them, one each.
+            let chosen = chosen.next().unwrap_or(Err(op::NotANumber));
+            running.take(chosen, past, tokenizer, emit)
         });
         Ok(())
     }
 
     fn cancel(&mut self, id: &Id) {
-        self.running.retain(|running| running.id != *id);
+        self.schedule.cancel(|running| running.id == *id);
     }
 
     fn active(&self) -> usize {
-        self.running.len()
+        self.schedule.len()
     }
 
     fn capacity(&self) -> usize {
-        self.cache.slots
+        self.slots
     }
 
     fn bytes(&self) -> u64 {
@@ -230,16 +243,27 @@ impl Loaded for Pipeline {
     }
 }
 
+/// Blocks of the cache where the deployment does not say.
+fn cache_blocks(slots: usize, context: usize) -> usize {
+    let whole = slots * context.div_ceil(BLOCK);
+    whole.min(DEFAULT_CACHE_TOKENS.max(context).div_ceil(BLOCK))
+}
+
 /// What `Pipeline::load` will take: the same sum that it checks before it allocates.
 pub fn needs(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Needs, PredictError> {
     let opened = Opened::of(&spec.weights, report)?;
     let device = runner::device::pick(&spec.device)?;
-    Needs::of(&opened, &plan(spec, &opened, &device)?)
+    Needs::of(&opened, &plan(spec, None, &opened, &device)?)
 }
 
-fn plan<'a>(spec: &'a LoadSpec, opened: &Opened, device: &'a Device) -> Result<Load<'a>, PredictError> {
+fn plan<'a>(
+    spec: &'a LoadSpec,
+    blocks: Option<usize>,
+    opened: &Opened,
+    device: &'a Device,
+) -> Result<Load<'a>, PredictError> {
     let (context, slots) = (context(spec, opened.config.context)?, slots(spec)?);
-    let (blocks, rows) = (slots * context.div_ceil(BLOCK), MAX_READING_TOKENS + slots);
+    let (blocks, rows) = (blocks.unwrap_or_else(|| cache_blocks(slots, context)), MAX_READING_TOKENS + slots);
     Ok(Load { device, precision: spec.precision.as_deref(), slots, context, blocks, rows })
 }
 

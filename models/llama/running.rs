@@ -1,27 +1,25 @@
-//! One prediction inside the pipeline: what it still has to read, what it has said, and when it ends. Knows tokens and
-//! text; refuses to know the net and the other predictions.
+//! One prediction inside the pipeline: what it has said, what of that was shown, and when it ends. Knows tokens and text;
+//! refuses to know the net, blocks and the other predictions.
 
 use std::time::Instant;
 
+use kernels::op::{Ask, NotANumber};
 use prediction::{Event, Id, Outcome, Output};
 use serde_json::Value;
 
 use super::input::Asked;
-use super::sampler::{NotANumber, Sampler};
+use super::sampler::Sampler;
+use super::schedule::{Past, Turn};
 use super::text::{Characters, StopCutter};
 use super::tokenizer::Tokenizer;
 
 pub struct Running {
     pub id: Id,
-    pub slot: usize,
-    prompt: Vec<u32>,
-    /// Prompt tokens whose keys and values are in the cache.
-    read: usize,
-    /// Tokens generated, the end token among them; the last one has not been read yet.
+    prompt_tokens: usize,
+    /// Tokens generated, the end token not among them.
     generated: usize,
-    last: u32,
     max_tokens: usize,
-    /// `max_tokens` as asked, where the context holds less.
+    /// `max_tokens` as asked, where less fits.
     clamped_from: Option<usize>,
     sampler: Sampler,
     seed: u64,
@@ -35,26 +33,9 @@ pub struct Running {
     first_token: Option<Instant>,
 }
 
-/// What one forward is to do for a prediction.
-pub struct Next<'a> {
-    pub tokens: &'a [u32],
-    pub position: usize,
-    /// Its logits are wanted: it reads its last prompt token, or the one it said last.
-    pub speaks: bool,
-}
-
 impl Running {
-    /// `prompt` has at least one token and leaves room for one more in `context`.
-    pub fn new(
-        id: Id,
-        slot: usize,
-        asked: Asked,
-        prompt: Vec<u32>,
-        ends: &[u32],
-        tokenizer: &Tokenizer,
-        context: usize,
-    ) -> Self {
-        let room = context - prompt.len();
+    /// `room`: how many tokens fit behind `prompt`, at least one.
+    pub fn new(id: Id, asked: Asked, prompt: &[u32], room: usize, ends: &[u32], tokenizer: &Tokenizer) -> Self {
         // A stop string that is a special token never shows as text: the token itself ends it.
         let (tokens, texts): (Vec<_>, Vec<_>) = asked
             .stops
@@ -64,14 +45,12 @@ impl Running {
         let stops = tokens.into_iter().filter_map(|(token, _)| token);
         Self {
             id,
-            slot,
-            read: 0,
+            prompt_tokens: prompt.len(),
             generated: 0,
-            last: 0,
             max_tokens: asked.max_tokens.min(room),
             clamped_from: Some(asked.max_tokens).filter(|&asked| asked > room),
             seed: asked.sampling.seed,
-            sampler: Sampler::new(asked.sampling, &prompt),
+            sampler: Sampler::new(asked.sampling, prompt),
             ends: ends.iter().copied().chain(stops).collect(),
             characters: Characters::default(),
             stops: StopCutter::new(texts.into_iter().map(|(_, text)| text)),
@@ -79,7 +58,6 @@ impl Running {
             shown: false,
             started: None,
             first_token: None,
-            prompt,
         }
     }
 
@@ -92,7 +70,7 @@ impl Running {
         emit(&self.id, Event::Started);
         emit(&self.id, Event::Log(format!("Using seed: {}\n", self.seed)));
         if let Some(asked) = self.clamped_from {
-            let (prompt, room) = (self.prompt.len(), self.max_tokens);
+            let (prompt, room) = (self.prompt_tokens, self.max_tokens);
             emit(
                 &self.id,
                 Event::Log(format!("max_tokens is {asked}; behind {prompt} prompt tokens {room} fit the context\n")),
@@ -100,49 +78,41 @@ impl Running {
         }
     }
 
-    /// Prompt tokens still to be read.
-    pub fn unread(&self) -> usize {
-        self.prompt.len() - self.read
+    /// What is asked of its next logits.
+    pub fn ask(&self) -> Ask<'_> {
+        self.sampler.ask(&self.ends)
     }
 
-    /// The next tokens to go through the net, at most `budget` of the prompt. Counts them as read.
-    pub fn next(&mut self, budget: usize) -> Next<'_> {
-        if self.unread() == 0 {
-            let position = self.prompt.len() + self.generated - 1;
-            return Next { tokens: std::slice::from_ref(&self.last), position, speaks: true };
-        }
-        let position = self.read;
-        self.read += budget.min(self.unread());
-        Next { tokens: &self.prompt[position..self.read], position, speaks: self.read == self.prompt.len() }
-    }
-
-    /// Chooses a token, shows what can be shown of it. True when it has ended, with the last event emitted.
-    pub fn speak(&mut self, logits: &mut [f32], tokenizer: &Tokenizer, emit: &mut dyn FnMut(&Id, Event)) -> bool {
-        let token = match self.sampler.next(logits, &self.ends) {
-            Ok(token) => token,
-            Err(NotANumber) => {
-                let error = format!("The model computed no number for token {} (NaN or infinity)", self.generated + 1);
-                emit(&self.id, Event::Ended(Outcome::Failed { error }));
-                return true;
-            }
+    /// Takes the token that was chosen, shows what can be shown of it. Where it has ended, the last event was emitted.
+    pub fn take(
+        &mut self,
+        chosen: Result<u32, NotANumber>,
+        past: Past,
+        tokenizer: &Tokenizer,
+        emit: &mut dyn FnMut(&Id, Event),
+    ) -> Turn {
+        let Ok(token) = chosen else {
+            let error = format!("The model computed no number for token {} (NaN or infinity)", self.generated + 1);
+            emit(&self.id, Event::Ended(Outcome::Failed { error }));
+            return Turn::Broken;
         };
+        self.sampler.took(token);
         self.first_token.get_or_insert_with(Instant::now);
         if self.ends.contains(&token) {
-            self.finish(emit);
-            return true;
+            self.finish(past, emit);
+            return Turn::Ended;
         }
         let mut bytes = Vec::new();
         tokenizer.spell(token, self.generated == 0, &mut bytes);
         self.generated += 1;
-        self.last = token;
         let characters = self.characters.push(&bytes);
         let text = self.stops.push(&characters);
         self.show(text, emit);
-        let done = self.stops.stopped() || self.generated >= self.max_tokens;
-        if done {
-            self.finish(emit);
+        if self.stops.stopped() || self.generated >= self.max_tokens {
+            self.finish(past, emit);
+            return Turn::Ended;
         }
-        done
+        Turn::Said(token)
     }
 
     fn show(&mut self, text: String, emit: &mut dyn FnMut(&Id, Event)) {
@@ -152,7 +122,7 @@ impl Running {
         }
     }
 
-    fn finish(&mut self, emit: &mut dyn FnMut(&Id, Event)) {
+    fn finish(&mut self, past: Past, emit: &mut dyn FnMut(&Id, Event)) {
         let tail = self.characters.finish();
         let mut text = self.stops.push(&tail);
         text.push_str(&self.stops.finish());
@@ -164,16 +134,17 @@ impl Running {
         let (first, whole) = (seconds(self.first_token), seconds(Some(Instant::now())));
         let rate = if whole > 0.0 { self.generated as f64 / whole } else { 0.0 };
         if self.log_performance {
-            let (read, said) = (self.prompt.len(), self.generated);
+            let (read, said, Past { found, preempted }) = (self.prompt_tokens, self.generated, past);
             emit(
                 &self.id,
                 Event::Log(format!(
-                    "{read} tokens read, {said} generated in {whole:.3} s; the first after {first:.3} s; {rate:.1} tokens/s\n"
+                    "{read} tokens read, {said} generated in {whole:.3} s; the first after {first:.3} s; {rate:.1} \
+                     tokens/s; {found} found in the cache; stopped {preempted} times for others\n"
                 )),
             );
         }
         for (name, value) in [
-            ("input_token_count", Value::from(self.prompt.len())),
+            ("input_token_count", Value::from(self.prompt_tokens)),
             ("output_token_count", Value::from(self.generated)),
             ("tokens_per_second", Value::from(rate)),
             ("time_to_first_token", Value::from(first)),

@@ -73,6 +73,8 @@ impl Dispatch {
         let health = Arc::new(Mutex::new((Health::default(), Instant::now())));
         let mut core = Core::new(store.clone(), feed.clone(), launch, settings, said.downgrade(), health.clone());
         core.recover().await?;
+        // Nobody sees a server without devices, however soon they ask.
+        core.show_health();
         tokio::spawn(core.run(hear));
         Ok(Self { core: said, store, feed, health })
     }

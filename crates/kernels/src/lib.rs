@@ -5,6 +5,8 @@
 
 pub mod attend;
 pub mod attention;
+#[cfg(any(feature = "cuda", test))]
+pub mod cuda;
 pub mod format;
 pub mod gelu;
 pub mod layer_norm;
@@ -14,6 +16,7 @@ pub mod norm;
 pub mod op;
 pub mod pool;
 pub mod rope;
+pub mod sample;
 pub mod simd;
 pub mod softmax;
 pub mod swiglu;

@@ -123,6 +123,8 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
         let began = Instant::now();
         match self.try_load(spec, room_bytes) {
             Ok(Load::Loaded { seat, bytes, capacity }) => {
+                // What only the loading needed.
+                memory::give_back();
                 self.seats.insert(target.clone(), seat);
                 let seconds = began.elapsed().as_secs_f64();
                 self.say(FromWorker::Loaded { target, bytes, capacity, seconds });

@@ -104,12 +104,12 @@ fn a_long_prompt_does_not_silence_the_others() {
     assert!(spoken < TOKENS, "{spoken} steps for the {TOKENS} tokens less those spoken before");
 }
 
-/// The bits of the last logits of `prompts`, each in its own slot, all in one forward.
-fn logits(net: &Net, prompts: &[(usize, &[u32])]) -> Vec<Vec<u32>> {
+/// The bits of the last logits of `prompts`, each in the block named, all in one forward.
+fn logits(net: &Net, prompts: &[(u32, &[u32])]) -> Vec<Vec<u32>> {
     let mut cache = Cache::new(net, 4, 64, candle_core::DType::F16).unwrap();
     let mut rows = Rows::default();
-    for &(slot, tokens) in prompts {
-        rows.push(slot, 0, tokens);
+    for &(block, tokens) in prompts {
+        rows.push(&[block], 0, tokens);
         rows.want_last();
     }
     let logits = net.forward(&rows, &mut cache).unwrap().unwrap().to_vec2::<f32>().unwrap();
@@ -124,7 +124,7 @@ fn logits_are_bit_equal_in_any_company_and_on_any_number_of_threads() {
         let prompt: Vec<u32> = (10..43).collect();
         let want = logits(&nets[0], &[(0, &prompt)]);
         for net in &nets {
-            assert_eq!(logits(net, &[(3, &prompt)]), want, "{weights}: another slot, {} threads", net.pool.threads());
+            assert_eq!(logits(net, &[(3, &prompt)]), want, "{weights}: another block, {} threads", net.pool.threads());
             let company = logits(net, &[(1, &[7, 8, 9]), (0, &prompt), (2, &[300]), (3, &prompt[..20])]);
             assert_eq!(company[1], want[0], "{weights}: in company, {} threads", net.pool.threads());
         }

@@ -91,7 +91,7 @@ fn a_system_prompt_is_read() {
 }
 
 #[test]
-fn capacity_is_what_was_asked_and_slots_come_back() {
+fn capacity_is_what_was_asked_and_places_come_back() {
     let mut pipeline = tiny("tiny-llama3");
     assert_eq!((pipeline.capacity(), pipeline.active()), (4, 0));
     assert!(pipeline.bytes() > 500_000);

@@ -1,11 +1,13 @@
 //! What no single file of this folder can promise: equality with the reference, and of one batch with another.
 
 mod batching;
+mod engine;
 mod events;
 mod gguf;
 mod goldens;
 mod needs;
 mod refusals;
+mod schedule;
 mod smollm2;
 mod synth;
 

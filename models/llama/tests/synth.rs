@@ -135,7 +135,7 @@ fn unknown_shapes_are_refused_with_those_there_are() {
 fn logits_of_random_weights_are_numbers_of_an_ordinary_size() {
     let mut pipeline = load(&LoadSpec { precision: Some("f16".into()), ..tiny("f16", 1) }).unwrap();
     let mut rows = super::super::net::Rows::default();
-    rows.push(0, 0, &[600, 1, 2, 3, 4]);
+    rows.push(&[0], 0, &[600, 1, 2, 3, 4]);
     rows.want_last();
     let logits = pipeline.net.forward(&rows, &mut pipeline.cache).unwrap().unwrap();
     let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();

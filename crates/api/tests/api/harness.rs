@@ -127,6 +127,10 @@ impl Server {
             ..Settings::new("test", vec![dispatch::Served { preload: true, ..dispatch::Served::new(spec) }])
         };
         let dispatch = Dispatch::start(store.clone(), feed.clone(), Arc::new(EchoThread), settings).await.unwrap();
+        // Its worker has said hello: `/readyz` hangs on that.
+        while !dispatch.health().devices.iter().any(|device| device.worker) {
+            tokio::task::yield_now().await;
+        }
         let served = |index: usize| Served {
             target: "echo".into(),
             names: vec![format!("more/m{index}")],

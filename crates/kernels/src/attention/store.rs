@@ -1,15 +1,17 @@
-//! One layer's keys and values, in the order the attention kernel reads them. Refuses to know who holds a slot.
+//! One layer's keys and values, in the order the attention kernel reads them. Refuses to know who holds a block.
 //!
-//! A slot's head is a run of blocks of 64 positions. A block of keys is `[dim][64]`, so that a vector lane is a position;
-//! a block of values is `[64][dim]`, so that a lane is an output feature: neither product sums across lanes. The memory
-//! comes zeroed from the system and is not touched before its positions are written: a cache costs what is in use.
+//! The layer is an arena of blocks; a block is 64 positions of all key/value heads. Keys are `[block][head][dim][64]`, so
+//! that a vector lane is a position; values are `[block][head][64][width]`, `width` being `dim` rounded up to 16, so that a
+//! lane is an output feature: neither product sums across lanes. The memory comes zeroed from the system and is not touched
+//! before its positions are written: a cache costs what was in use at once.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
+use super::places::Places;
 use crate::linear::LANES;
 use crate::linear::tile::Element;
-use crate::pool::Pool;
+use crate::pool::{Pool, Shares};
 
 /// Positions in a block: what the online softmax takes at once, whatever runs beside it.
 pub const BLOCK: usize = 64;
@@ -22,32 +24,23 @@ const ROWS_PER_UNIT: usize = 32;
 /// A value the cache may hold.
 pub trait Stored: Element + Send + Sync + 'static {
     fn put(from: &[f32], to: &mut [Self]);
-    fn zero() -> Self;
 }
 
 impl Stored for f32 {
     fn put(from: &[f32], to: &mut [f32]) {
         to.copy_from_slice(from);
     }
-
-    fn zero() -> f32 {
-        0.0
-    }
 }
 
 impl Stored for f16 {
     fn put(from: &[f32], to: &mut [f16]) {
         to.convert_from_f32_slice(from);
-        // What f16 cannot hold becomes its largest value: an infinity would outlive its prediction in the slot.
+        // What f16 cannot hold becomes its largest value: an infinity would outlive its prediction in the block.
         for to in to {
             if to.is_infinite() {
                 *to = if to.is_sign_negative() { f16::MIN } else { f16::MAX };
             }
         }
-    }
-
-    fn zero() -> f16 {
-        f16::ZERO
     }
 }
 
@@ -88,8 +81,8 @@ impl<T: Stored> Zeroed<T> {
 /// The sizes of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    pub slots: usize,
-    pub context_tokens: usize,
+    /// Of 64 positions each.
+    pub blocks: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
 }
@@ -102,8 +95,7 @@ pub struct Store<T> {
 
 impl<T: Stored> Store<T> {
     pub fn new(shape: Shape) -> Store<T> {
-        let heads = shape.slots * shape.kv_heads;
-        let positions = heads * shape.context_tokens.next_multiple_of(BLOCK);
+        let positions = shape.blocks * shape.kv_heads * BLOCK;
         Store {
             shape,
             keys: Zeroed::new(positions * shape.head_dim),
@@ -121,43 +113,37 @@ impl<T: Stored> Store<T> {
         self.shape.head_dim.next_multiple_of(LANES)
     }
 
-    fn index(&self, slot: usize, head: usize, position: usize) -> usize {
-        let Shape { slots, context_tokens, kv_heads, .. } = self.shape;
-        assert!(slot < slots && head < kv_heads && position < context_tokens, "slot {slot}, position {position}");
-        (slot * kv_heads + head) * context_tokens.div_ceil(BLOCK) + position / BLOCK
-    }
-
-    /// The block of keys `[dim][64]` and of values `[64][value_width]` that `position` is in.
-    pub fn block(&self, slot: usize, head: usize, position: usize) -> (&[T], &[T]) {
-        let (index, keys, values) =
-            (self.index(slot, head, position), BLOCK * self.shape.head_dim, BLOCK * self.value_width());
+    /// One head's part of a block: keys `[dim][64]` and values `[64][value_width]`.
+    pub fn block(&self, block: usize, head: usize) -> (&[T], &[T]) {
+        let Shape { blocks, kv_heads, head_dim } = self.shape;
+        assert!(block < blocks && head < kv_heads, "block {block} of {blocks}, head {head} of {kv_heads}");
+        let (index, keys, values) = (block * kv_heads + head, BLOCK * head_dim, BLOCK * self.value_width());
         (&self.keys.slice()[index * keys..][..keys], &self.values.slice()[index * values..][..values])
     }
 
     /// Stores one position per row: `k` and `v` hold `[kv_heads, dim]` per row, rows `stride` apart.
-    pub fn write(&mut self, k: (&[f32], usize), v: (&[f32], usize), slots: &[u32], positions: &[u32], pool: &Pool) {
-        let Shape { kv_heads, head_dim: dim, .. } = self.shape;
-        let (rows, width) = (slots.len(), self.value_width());
-        let places: Vec<usize> =
-            (0..rows).map(|row| self.index(slots[row] as usize, 0, positions[row] as usize)).collect();
-        let blocks = self.shape.context_tokens.div_ceil(BLOCK);
-        // One unit per head, so that two threads never write into one block.
+    pub fn write(&mut self, k: (&[f32], usize), v: (&[f32], usize), places: &Places, pool: &Pool) {
+        let Shape { blocks, kv_heads, head_dim: dim } = self.shape;
+        let (rows, width) = (places.rows(), self.value_width());
+        // One unit per head, so that two threads never write into one block's part.
         let units = if rows * kv_heads < ROWS_PER_UNIT { 1 } else { kv_heads };
-        let keys = crate::pool::Shares::new(self.keys.slice_mut());
-        let values = crate::pool::Shares::new(self.values.slice_mut());
+        let keys = Shares::new(self.keys.slice_mut());
+        let values = Shares::new(self.values.slice_mut());
         pool.run(units, |unit| {
             let heads = if units == 1 { 0..kv_heads } else { unit..unit + 1 };
-            let mut stored = vec![T::zero(); dim];
             for head in heads {
                 for row in 0..rows {
-                    let (index, lane) = (places[row] + head * blocks, positions[row] as usize % BLOCK);
-                    // SAFETY: the blocks of a head belong to one unit, which handles row after row.
+                    let (block, lane) = places.place(row);
+                    assert!(block < blocks, "block {block} of {blocks}");
+                    let index = block * kv_heads + head;
+                    // SAFETY: a head's part of every block belongs to one unit, which handles row after row.
                     let (keys, values) = unsafe {
                         let at = index * BLOCK * width + lane * width;
                         (keys.share(index * BLOCK * dim, BLOCK * dim), values.share(at, dim))
                     };
-                    T::put(&k.0[row * k.1 + head * dim..][..dim], &mut stored);
-                    for (key, column) in stored.iter().zip(keys.chunks_exact_mut(BLOCK)) {
+                    // The value's place serves as the buffer of the key in its stored type.
+                    T::put(&k.0[row * k.1 + head * dim..][..dim], values);
+                    for (key, column) in values.iter().zip(keys.chunks_exact_mut(BLOCK)) {
                         column[lane] = *key;
                     }
                     T::put(&v.0[row * v.1 + head * dim..][..dim], values);

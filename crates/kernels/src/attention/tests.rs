@@ -8,7 +8,9 @@ use crate::testing::{Random, same_bits};
 struct Case {
     shape: Shape,
     heads: usize,
-    /// `[slot][position][kv_heads * dim]`
+    /// The blocks of each sequence, in no order.
+    tables: Vec<Vec<u32>>,
+    /// `[sequence][position][kv_heads * dim]`
     keys: Vec<Vec<Vec<f32>>>,
     values: Vec<Vec<Vec<f32>>>,
     queries: Vec<Vec<Vec<f32>>>,
@@ -22,22 +24,34 @@ impl Case {
             lengths.iter().map(|n| (0..*n).map(|_| random.normal(width)).collect()).collect()
         };
         let (keys, values, queries) = (rows(width), rows(width), rows(heads * shape.head_dim));
-        Case { shape, heads, keys, values, queries, random }
+        let mut free: Vec<u32> = (0..shape.blocks as u32).collect();
+        let mut tables = vec![Vec::new(); lengths.len()];
+        for (table, n) in tables.iter_mut().zip(lengths) {
+            table.extend((0..n.div_ceil(BLOCK)).map(|_| free.swap_remove(random.below(free.len()))));
+        }
+        Case { shape, heads, tables, keys, values, queries, random }
     }
 
     /// Writes and attends to the rows of one step, packed with gaps between them.
     fn step(&self, cache: &mut Cache, rows: &[(usize, usize)], pool: &Pool) -> Vec<f32> {
         let gap = 3;
         let pack = |from: &Vec<Vec<Vec<f32>>>| -> Vec<f32> {
-            rows.iter().flat_map(|(slot, at)| from[*slot][*at].iter().copied().chain([f32::NAN; 3])).collect()
+            rows.iter().flat_map(|(sequence, at)| from[*sequence][*at].iter().copied().chain([f32::NAN; 3])).collect()
         };
         let (k, v, q) = (pack(&self.keys), pack(&self.values), pack(&self.queries));
-        let slots: Vec<u32> = rows.iter().map(|r| r.0 as u32).collect();
+        let sequences: Vec<u32> = rows.iter().map(|r| r.0 as u32).collect();
         let positions: Vec<u32> = rows.iter().map(|r| r.1 as u32).collect();
+        let mut starts = vec![0];
+        starts.extend(self.tables.iter().scan(0, |end, table| {
+            *end += table.len() as u32;
+            Some(*end)
+        }));
+        let blocks = self.tables.concat();
+        let places = Places::new(&sequences, &positions, &starts, &blocks).unwrap();
         let (kv, width) = (self.shape.kv_heads * self.shape.head_dim, self.heads * self.shape.head_dim);
-        cache.write((&k, kv + gap), (&v, kv + gap), &slots, &positions, pool);
+        cache.write((&k, kv + gap), (&v, kv + gap), &places, pool);
         let mut y = vec![f32::NAN; rows.len() * width];
-        attention(self.queries(&q, width + gap), cache, &slots, &positions, &mut y, pool);
+        attention(self.queries(&q, width + gap), cache, &places, &mut y, pool);
         y
     }
 
@@ -45,21 +59,25 @@ impl Case {
         Queries { values, stride, heads: self.heads, scale: 1.0 / (self.shape.head_dim as f32).sqrt() }
     }
 
-    /// Every row of every slot, in order.
+    /// Every row of every sequence, in order.
     fn all(&self) -> Vec<(usize, usize)> {
-        self.keys.iter().enumerate().flat_map(|(slot, keys)| (0..keys.len()).map(move |at| (slot, at))).collect()
+        self.keys
+            .iter()
+            .enumerate()
+            .flat_map(|(sequence, keys)| (0..keys.len()).map(move |at| (sequence, at)))
+            .collect()
     }
 
     fn check(&self, rows: &[(usize, usize)], y: &[f32], allowed: f64) {
         let (dim, group) = (self.shape.head_dim, self.heads / self.shape.kv_heads);
-        for (&(slot, at), y) in rows.iter().zip(y.chunks(self.heads * dim)) {
+        for (&(sequence, at), y) in rows.iter().zip(y.chunks(self.heads * dim)) {
             for head in 0..self.heads {
                 let part = |row: &Vec<f32>, head: usize| -> Vec<f64> {
                     row[head * dim..][..dim].iter().map(|v| *v as f64).collect()
                 };
-                let q = part(&self.queries[slot][at], head);
+                let q = part(&self.queries[sequence][at], head);
                 let scores: Vec<f64> = (0..=at)
-                    .map(|p| part(&self.keys[slot][p], head / group))
+                    .map(|p| part(&self.keys[sequence][p], head / group))
                     .map(|k| k.iter().zip(&q).map(|(k, q)| k * q).sum::<f64>() / (dim as f64).sqrt())
                     .collect();
                 let most = scores.iter().fold(f64::MIN, |a, b| a.max(*b));
@@ -68,13 +86,15 @@ impl Case {
                     let expected: f64 = scores
                         .iter()
                         .enumerate()
-                        .map(|(p, s)| (s - most).exp() / total * self.values[slot][p][head / group * dim + i] as f64)
+                        .map(|(p, s)| {
+                            (s - most).exp() / total * self.values[sequence][p][head / group * dim + i] as f64
+                        })
                         .sum();
                     let got = y[head * dim + i] as f64;
                     let seed = self.random.seed;
                     assert!(
                         (got - expected).abs() <= allowed,
-                        "slot {slot} at {at}: {got} not {expected}; seed {seed}"
+                        "sequence {sequence} at {at}: {got} not {expected}; seed {seed}"
                     );
                 }
             }
@@ -83,15 +103,15 @@ impl Case {
 }
 
 fn shapes() -> impl Iterator<Item = (Shape, usize)> {
-    [(1, 1, 16), (3, 3, 64), (3, 1, 8), (2, 4, 24), (1, 8, 128)].into_iter().map(|(kv_heads, group, head_dim)| {
-        (Shape { slots: 3, context_tokens: 160, kv_heads, head_dim }, kv_heads * group)
-    })
+    [(1, 1, 16), (3, 3, 64), (3, 1, 8), (2, 4, 24), (1, 8, 128)]
+        .into_iter()
+        .map(|(kv_heads, group, head_dim)| (Shape { blocks: 15, kv_heads, head_dim }, kv_heads * group))
 }
 
 #[test]
 fn it_equals_f64_whatever_the_shape() {
     for (shape, heads) in shapes() {
-        let case = Case::new(shape, heads, &[1, 150, 65], Random::fresh());
+        let case = Case::new(shape, heads, &[1, 300, 65], Random::fresh());
         for simd in Simd::available() {
             let pool = Pool::with_simd(2, simd);
             let mut exact = Cache::f32(shape);
@@ -106,7 +126,7 @@ fn it_equals_f64_whatever_the_shape() {
 #[test]
 fn a_row_is_the_same_alone_batched_and_chunked_on_every_path() {
     for (shape, heads) in shapes() {
-        let case = Case::new(shape, heads, &[130, 70, 3], Random::fresh());
+        let case = Case::new(shape, heads, &[290, 70, 3], Random::fresh());
         let rows = case.all();
         let width = heads * shape.head_dim;
         let mut alone = vec![Vec::new(); rows.len()];
@@ -132,8 +152,8 @@ fn a_row_is_the_same_alone_batched_and_chunked_on_every_path() {
 }
 
 #[test]
-fn slots_that_step_together_do_not_see_each_other() {
-    let shape = Shape { slots: 3, context_tokens: 100, kv_heads: 3, head_dim: 64 };
+fn sequences_that_step_together_do_not_see_each_other() {
+    let shape = Shape { blocks: 7, kv_heads: 3, head_dim: 64 };
     let case = Case::new(shape, 9, &[100, 100, 100], Random::fresh());
     let pool = Pool::new(2);
     let mut cache = Cache::f16(shape);
@@ -148,16 +168,39 @@ fn slots_that_step_together_do_not_see_each_other() {
 }
 
 #[test]
-fn what_an_earlier_prediction_left_in_the_slot_is_not_seen() {
-    let shape = Shape { slots: 1, context_tokens: 150, kv_heads: 1, head_dim: 16 };
+fn what_an_earlier_prediction_left_in_the_blocks_is_not_seen() {
+    let shape = Shape { blocks: 3, kv_heads: 1, head_dim: 16 };
     let mut old = Case::new(shape, 2, &[150], Random::fresh());
-    let new = Case::new(shape, 2, &[20], Random::fresh());
-    old.values[0].iter_mut().flatten().for_each(|v| *v = 1e30);
+    let mut new = Case::new(shape, 2, &[20], Random::fresh());
+    old.values[0].iter_mut().flatten().for_each(|v| *v = f32::NAN);
+    old.keys[0].iter_mut().flatten().for_each(|v| *v = f32::NAN);
     let pool = Pool::new(1);
     let (mut used, mut fresh) = (Cache::f16(shape), Cache::f16(shape));
     old.step(&mut used, &old.all(), &pool);
+    new.tables[0] = vec![old.tables[0][1]];
     for rows in new.all().chunks(6) {
         let (a, b) = (new.step(&mut fresh, rows, &pool), new.step(&mut used, rows, &pool));
         same_bits(&a, &b, || format!("seed {}", new.random.seed));
     }
+}
+
+#[test]
+fn a_shared_beginning_is_read_where_it_lies() {
+    let shape = Shape { blocks: 6, kv_heads: 2, head_dim: 16 };
+    let pool = Pool::new(2);
+    let mut whole = Case::new(shape, 4, &[100, 100], Random::fresh());
+    let begin = BLOCK;
+    for what in [&mut whole.keys, &mut whole.values, &mut whole.queries] {
+        what[1] = [&what[0][..begin], &what[1][begin..]].concat();
+    }
+    let mut cache = Cache::f16(shape);
+    let expected = whole.step(&mut cache, &whole.all(), &pool);
+    // The second sequence takes the first one's first block, and goes on in its own.
+    whole.tables[1][0] = whole.tables[0][0];
+    let mut cache = Cache::f16(shape);
+    let rows = whole.all();
+    let width = 4 * shape.head_dim;
+    whole.step(&mut cache, &rows[..100], &pool);
+    let got = whole.step(&mut cache, &rows[100 + begin..], &pool);
+    same_bits(&expected[(100 + begin) * width..], &got, || format!("seed {}", whole.random.seed));
 }

@@ -1,12 +1,12 @@
-//! One layer's keys and values: a slot per prediction, a position per row. Refuses to know who holds a slot.
+//! One layer's keys and values, in blocks of 64 positions. Refuses to know who holds a block.
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::{Rows, composed, output};
 use crate::Pool;
-use crate::attention::{BLOCK, Cache, Queries, Shape, attention};
+use crate::attention::{BLOCK, Cache, Places, Queries, Shape, attention};
 use crate::linear::LANES;
 
 pub struct KvCache {
@@ -20,18 +20,17 @@ enum Inner {
 }
 
 impl KvCache {
-    /// Room for `slots` sequences of `context_tokens`, in `dtype` f16 or f32. On the CPU the memory is touched only as
-    /// positions are written.
+    /// Room for `blocks` blocks of 64 positions, in `dtype` f16 or f32. On the CPU the memory is touched only as positions
+    /// are written.
     pub fn new(
-        slots: usize,
-        context_tokens: usize,
+        blocks: usize,
         kv_heads: usize,
         head_dim: usize,
         dtype: DType,
         device: &Device,
         pool: &Arc<Pool>,
     ) -> Result<KvCache> {
-        let shape = Shape { slots, context_tokens, kv_heads, head_dim };
+        let shape = Shape { blocks, kv_heads, head_dim };
         if !device.is_cpu() {
             return KvCache::composed(shape, dtype, device);
         }
@@ -43,62 +42,46 @@ impl KvCache {
         Ok(KvCache { shape, inner: Inner::Cpu { cache, pool: pool.clone() } })
     }
 
-    /// The same cache as candle tensors, on any device.
+    /// The same cache as candle tensors `[blocks * 64, kv_heads, head_dim]`, on any device.
     pub(super) fn composed(shape: Shape, dtype: DType, device: &Device) -> Result<KvCache> {
-        let dims = (shape.slots, shape.context_tokens, shape.kv_heads, shape.head_dim);
+        let dims = (shape.blocks * BLOCK, shape.kv_heads, shape.head_dim);
         let (keys, values) = (Tensor::zeros(dims, dtype, device)?, Tensor::zeros(dims, dtype, device)?);
         Ok(KvCache { shape, inner: Inner::Composed { keys, values } })
     }
 
-    /// Stores one position per row: `k` and `v` are `[rows, kv_heads, dim]`.
-    pub fn write(&mut self, k: &Tensor, v: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
-        self.check(slots, positions)?;
-        let expected = (slots.len(), self.shape.kv_heads, self.shape.head_dim);
+    /// Stores one position per row: `k` and `v` are `[rows, kv_heads, dim]`. Nobody else may hold the blocks they go to.
+    pub fn write(&mut self, k: &Tensor, v: &Tensor, places: &Places) -> Result<()> {
+        places.fit(self.shape.blocks).map_err(Error::msg)?;
+        let expected = (places.rows(), self.shape.kv_heads, self.shape.head_dim);
         if k.dims3()? != expected || v.dims3()? != expected {
             candle_core::bail!("keys of {:?} and values of {:?} for a cache row of {expected:?}", k.dims(), v.dims());
         }
         match &mut self.inner {
             Inner::Cpu { cache, pool } => Rows::of(k)?.with(|k, k_stride| {
-                Rows::of(v)?.with(|v, v_stride| cache.write((k, k_stride), (v, v_stride), slots, positions, pool))
+                Rows::of(v)?.with(|v, v_stride| cache.write((k, k_stride), (v, v_stride), places, pool))
             })?,
             Inner::Composed { keys, values } => {
-                composed::write(keys, k, slots, positions)?;
-                composed::write(values, v, slots, positions)
+                composed::write(keys, k, places)?;
+                composed::write(values, v, places)
             }
         }
     }
 
-    pub(super) fn attention(&self, q: &Tensor, slots: &[u32], positions: &[u32], scale: f32) -> Result<Tensor> {
-        self.check(slots, positions)?;
+    pub(super) fn attention(&self, q: &Tensor, places: &Places, scale: f32) -> Result<Tensor> {
+        places.fit(self.shape.blocks).map_err(Error::msg)?;
         let (rows, heads, dim) = q.dims3()?;
-        if rows != slots.len() || dim != self.shape.head_dim || heads % self.shape.kv_heads != 0 {
-            candle_core::bail!("queries of {:?} for {} rows over {:?}", q.dims(), slots.len(), self.shape);
+        if rows != places.rows() || dim != self.shape.head_dim || heads % self.shape.kv_heads != 0 {
+            candle_core::bail!("queries of {:?} for {} rows over {:?}", q.dims(), places.rows(), self.shape);
         }
         match &self.inner {
             Inner::Cpu { cache, pool } => {
                 let mut y = output(rows * heads * dim);
                 Rows::of(q)?.with(|values, stride| {
-                    attention(Queries { values, stride, heads, scale }, cache, slots, positions, &mut y, pool)
+                    attention(Queries { values, stride, heads, scale }, cache, places, &mut y, pool)
                 })?;
                 Tensor::from_vec(y, (rows, heads * dim), &Device::Cpu)
             }
-            Inner::Composed { keys, values } => composed::attention_over(q, (keys, values), slots, positions, scale),
-        }
-    }
-
-    fn check(&self, slots: &[u32], positions: &[u32]) -> Result<()> {
-        let Shape { slots: slot_count, context_tokens, .. } = self.shape;
-        if slots.len() != positions.len() {
-            candle_core::bail!("{} slots for {} positions", slots.len(), positions.len());
-        }
-        if let Some(slot) = slots.iter().find(|slot| **slot as usize >= slot_count) {
-            candle_core::bail!("slot {slot} of a cache of {slot_count}");
-        }
-        match positions.iter().find(|position| **position as usize >= context_tokens) {
-            Some(position) => {
-                candle_core::bail!("position {position} is outside the context of {context_tokens} tokens")
-            }
-            None => Ok(()),
+            Inner::Composed { keys, values } => composed::attention_over(q, (keys, values), places, scale),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The ops in candle's own words: what runs on a device without a kernel of ours, and the reference of the tests.
 
-use candle_core::{D, DType, IndexOp, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::RopeTable;
+use crate::attention::{BLOCK, Places};
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
@@ -27,13 +28,13 @@ pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
     gate_up.narrow(1, 0, ff)?.silu()? * gate_up.narrow(1, ff, ff)?
 }
 
-/// Attention of `q` `[n, heads, dim]`, consecutive rows of one slot, the first at `position`, over that slot's keys and
-/// values `[context, kv_heads, dim]`.
+/// Attention of `q` `[n, heads, dim]`, consecutive rows of one sequence, the first at `position`, over the keys and values
+/// `[seen, kv_heads, dim]` of positions `0..position + n`.
 pub fn attention(q: &Tensor, keys: &Tensor, values: &Tensor, position: usize, scale: f32) -> Result<Tensor> {
     let (n, heads, dim) = q.dims3()?;
     let (seen, group) = (position + n, heads / keys.dim(1)?);
     let spread = |t: &Tensor| -> Result<Tensor> {
-        let t = t.narrow(0, 0, seen)?.to_dtype(DType::F32)?.transpose(0, 1)?;
+        let t = t.to_dtype(DType::F32)?.transpose(0, 1)?;
         let (kv_heads, _, _) = t.dims3()?;
         t.unsqueeze(1)?.expand((kv_heads, group, seen, dim))?.reshape((heads, seen, dim))
     };
@@ -46,44 +47,31 @@ pub fn attention(q: &Tensor, keys: &Tensor, values: &Tensor, position: usize, sc
     weights.matmul(&spread(values)?)?.transpose(0, 1)?.reshape((n, heads * dim))
 }
 
-/// The runs of rows that follow one another in one slot: `(first row, rows)`.
-pub fn runs(slots: &[u32], positions: &[u32]) -> Vec<(usize, usize)> {
-    let mut runs: Vec<(usize, usize)> = Vec::new();
-    for row in 0..slots.len() {
-        match runs.last_mut() {
-            Some((_, n)) if slots[row] == slots[row - 1] && positions[row] == positions[row - 1] + 1 => *n += 1,
-            _ => runs.push((row, 1)),
-        }
-    }
-    runs
-}
-
-/// Writes rows into `[slots, context, kv_heads, dim]`, one copy per run.
-pub fn write(cache: &Tensor, rows: &Tensor, slots: &[u32], positions: &[u32]) -> Result<()> {
-    let (slot_count, context, kv_heads, dim) = cache.dims4()?;
-    let flat = cache.reshape((slot_count * context, kv_heads, dim))?;
+/// Writes rows into `[blocks * 64, kv_heads, dim]`, one copy per run of rows within a block.
+pub fn write(cache: &Tensor, rows: &Tensor, places: &Places) -> Result<()> {
     let rows = rows.to_dtype(cache.dtype())?.contiguous()?;
-    for (first, n) in runs(slots, positions) {
-        let at = slots[first] as usize * context + positions[first] as usize;
-        flat.slice_set(&rows.narrow(0, first, n)?.contiguous()?, 0, at)?;
+    for run in places.runs(usize::MAX) {
+        let mut row = run.first;
+        while row < run.first + run.rows {
+            let (block, lane) = places.place(row);
+            let n = (BLOCK - lane).min(run.first + run.rows - row);
+            cache.slice_set(&rows.narrow(0, row, n)?.contiguous()?, 0, block * BLOCK + lane)?;
+            row += n;
+        }
     }
     Ok(())
 }
 
-/// The whole op over a cache `[slots, context, kv_heads, dim]`.
-pub fn attention_over(
-    q: &Tensor,
-    (keys, values): (&Tensor, &Tensor),
-    slots: &[u32],
-    positions: &[u32],
-    scale: f32,
-) -> Result<Tensor> {
-    let parts = runs(slots, positions)
-        .into_iter()
-        .map(|(first, n)| {
-            let slot = slots[first] as usize;
-            attention(&q.narrow(0, first, n)?, &keys.i(slot)?, &values.i(slot)?, positions[first] as usize, scale)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    Tensor::cat(&parts, 0)
+/// The whole op over a cache `[blocks * 64, kv_heads, dim]`.
+pub fn attention_over(q: &Tensor, (keys, values): (&Tensor, &Tensor), places: &Places, scale: f32) -> Result<Tensor> {
+    let parts = places.runs(usize::MAX).into_iter().map(|run| {
+        let position = places.positions()[run.first] as usize;
+        let table = places.table(places.sequences()[run.first]);
+        let lies = |p: usize| table[p / BLOCK] * BLOCK as u32 + (p % BLOCK) as u32;
+        let seen: Vec<u32> = (0..position + run.rows).map(lies).collect();
+        let seen = Tensor::new(seen, q.device())?;
+        let (keys, values) = (keys.index_select(&seen, 0)?, values.index_select(&seen, 0)?);
+        attention(&q.narrow(0, run.first, run.rows)?, &keys, &values, position, scale)
+    });
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
 }

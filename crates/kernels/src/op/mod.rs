@@ -1,7 +1,7 @@
 //! The ops on candle tensors that the Llama is written in. A CPU tensor takes the fused kernel; any other device takes
 //! `composed`, the same op in candle's own words, which is also the plain reference in the tests.
 //!
-//! Activations are f32, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one slot. Inputs may be views
+//! Activations are f32, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence. Inputs may be views
 //! whose rows are strided (a `narrow` of a wider tensor) as long as each row itself is contiguous.
 
 mod cache;
@@ -11,12 +11,16 @@ mod linear;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{DType, Device, Result, Storage, Tensor};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
 use crate::Pool;
 pub use crate::attend::Shape as MemoryShape;
+pub use crate::attention::Places;
 pub use crate::linear::Part;
 pub use crate::rope::RopeTable;
+pub use crate::sample::{Ask, NotANumber};
 pub use cache::KvCache;
 pub use dense::{Dense, Memory, attend, layer_norm};
 pub use linear::Linear;
@@ -56,10 +60,10 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], pool: &Pool) -> Re
     Tensor::from_vec(y, (rows, heads, dim), x.device())
 }
 
-/// Causal grouped-query attention: row `r` of `q` (`[rows, heads, dim]`) sees positions `0..=positions[r]` of its slot,
+/// Causal grouped-query attention: row `r` of `q` (`[rows, heads, dim]`) sees positions `0..=positions[r]` of its sequence,
 /// which must have been written. Gives `[rows, heads * dim]`.
-pub fn attention(q: &Tensor, cache: &KvCache, slots: &[u32], positions: &[u32], scale: f32) -> Result<Tensor> {
-    cache.attention(q, slots, positions, scale)
+pub fn attention(q: &Tensor, cache: &KvCache, places: &Places, scale: f32) -> Result<Tensor> {
+    cache.attention(q, places, scale)
 }
 
 /// `silu(gate) * up`, where each row of `gate_up` is the gate half, then the up half. `[rows, 2 * ff]` to `[rows, ff]`.
@@ -75,6 +79,39 @@ pub fn swiglu(gate_up: &Tensor, pool: &Pool) -> Result<Tensor> {
     let x = gate_up.contiguous()?;
     Rows::of(&x)?.with(|x, _| crate::swiglu::swiglu(&x[..rows * both], both / 2, &mut y, pool))?;
     Tensor::from_vec(y, (rows, both / 2), &Device::Cpu)
+}
+
+/// Chooses one token per row of `logits` (`[rows, vocabulary]` f32, scratch afterwards), as [`crate::sample`] says.
+pub fn sample(logits: &Tensor, asks: &[Ask], pool: &Pool) -> Result<Vec<std::result::Result<u32, NotANumber>>> {
+    let (rows, vocabulary) = logits.dims2()?;
+    if rows != asks.len() || vocabulary == 0 {
+        candle_core::bail!("logits of {:?} for {} rows", logits.dims(), asks.len());
+    }
+    let sampling = Sampling { asks, vocabulary, chosen: RefCell::new(vec![Err(NotANumber); rows]), pool };
+    // On another device the logits come here: rows of one step, 4 bytes a token of the vocabulary.
+    logits.to_device(&Device::Cpu)?.contiguous()?.inplace_op1(&sampling)?;
+    Ok(sampling.chosen.into_inner())
+}
+
+/// Reads and spoils the logits where they lie.
+struct Sampling<'a> {
+    asks: &'a [Ask<'a>],
+    vocabulary: usize,
+    chosen: RefCell<Vec<std::result::Result<u32, NotANumber>>>,
+    pool: &'a Pool,
+}
+
+impl InplaceOp1 for Sampling<'_> {
+    fn name(&self) -> &'static str {
+        "sample"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let CpuStorage::F32(values) = storage else { candle_core::bail!("logits are f32") };
+        let logits = &mut values[layout.start_offset()..][..self.asks.len() * self.vocabulary];
+        crate::sample::sample(logits, self.vocabulary, self.asks, &mut self.chosen.borrow_mut(), self.pool);
+        Ok(())
+    }
 }
 
 /// Room for a result, which the kernel fills.

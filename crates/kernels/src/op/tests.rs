@@ -60,38 +60,54 @@ fn a_linear_equals_its_composition_and_finds_its_rows() {
 }
 
 #[test]
-fn attention_equals_its_composition_on_views_and_several_slots() {
+fn attention_equals_its_composition_on_views_and_several_sequences() {
     let (mut random, pool) = (Random::fresh(), Arc::new(Pool::new(2)));
     let case = format!("seed {}", random.seed);
-    let shape = Shape { slots: 3, context_tokens: 100, kv_heads: 3, head_dim: 64 };
-    let mut fused = KvCache::new(3, 100, 3, 64, DType::F32, &Device::Cpu, &pool).unwrap();
+    let shape = Shape { blocks: 12, kv_heads: 3, head_dim: 64 };
+    let mut fused = KvCache::new(12, 3, 64, DType::F32, &Device::Cpu, &pool).unwrap();
     let mut composed = KvCache::composed(shape, DType::F32, &Device::Cpu).unwrap();
-    for (slots, positions) in [
-        (vec![1; 70], (0..70).collect::<Vec<u32>>()),
-        ([vec![2; 20], vec![0; 30]].concat(), (0..20).chain(0..30).collect()),
-        (vec![0, 1, 2], vec![30, 70, 20]),
-        (vec![2, 2, 0], vec![21, 22, 31]),
+    // Three sequences of 1, 6 and 2 blocks, in no order; the first block of the third is the second's.
+    let (starts, blocks) = ([0, 1, 7, 9], [11, 4, 9, 0, 1, 7, 3, 4, 8]);
+    for (sequences, positions) in [
+        (vec![1; 300], (0..300).collect::<Vec<u32>>()),
+        ([vec![2; 20], vec![0; 30]].concat(), (64..84).chain(0..30).collect()),
+        (vec![0, 1, 2], vec![30, 300, 84]),
+        (vec![2, 2, 0], vec![85, 86, 31]),
+        (vec![1], vec![301]),
     ] {
-        let qkv = tensor(&mut random, &[slots.len(), 15, 64]);
+        let places = Places::new(&sequences, &positions, &starts, &blocks).unwrap();
+        let qkv = tensor(&mut random, &[sequences.len(), 15, 64]);
         let (q, k, v) = (qkv.narrow(1, 0, 9).unwrap(), qkv.narrow(1, 9, 3).unwrap(), qkv.narrow(1, 12, 3).unwrap());
-        fused.write(&k, &v, &slots, &positions).unwrap();
-        composed.write(&k, &v, &slots, &positions).unwrap();
-        let a = attention(&q, &fused, &slots, &positions, 0.125).unwrap();
-        let b = attention(&q, &composed, &slots, &positions, 0.125).unwrap();
+        fused.write(&k, &v, &places).unwrap();
+        composed.write(&k, &v, &places).unwrap();
+        let a = attention(&q, &fused, &places, 0.125).unwrap();
+        let b = attention(&q, &composed, &places, 0.125).unwrap();
         close(&a, &b, 2e-5, &case);
     }
 }
 
 #[test]
+fn tokens_are_chosen_where_the_logits_lie() {
+    let pool = Pool::new(2);
+    let wide =
+        Tensor::new(&[[0f32, 9.0, 1.0, 2.0], [9.0, 1.0, 5.0, f32::NAN], [9.0, 4.0, 0.0, 3.0]], &Device::Cpu).unwrap();
+    let asks = [Ask::greedy(), Ask::greedy(), Ask { banned: &[0], ..Ask::greedy() }];
+    assert_eq!(sample(&wide, &asks, &pool).unwrap(), [Ok(1), Err(NotANumber), Ok(1)]);
+    let part = wide.narrow(1, 1, 2).unwrap();
+    assert_eq!(sample(&part, &asks, &pool).unwrap(), [Ok(0), Ok(1), Ok(1)], "a view is sampled as it is seen");
+    assert!(sample(&wide, &asks[..2], &pool).is_err());
+}
+
+#[test]
 fn what_is_out_of_bounds_is_an_error_that_names_the_limit() {
     let (mut random, pool) = (Random::fresh(), Arc::new(Pool::new(1)));
-    let mut cache = KvCache::new(2, 10, 1, 16, DType::F16, &Device::Cpu, &pool).unwrap();
+    let mut cache = KvCache::new(2, 1, 16, DType::F16, &Device::Cpu, &pool).unwrap();
     let row = tensor(&mut random, &[1, 1, 16]);
+    let places = Places::new(&[0], &[0], &[0, 1], &[2]).unwrap();
     let error = |result: Result<()>| result.unwrap_err().to_string();
-    assert!(error(cache.write(&row, &row, &[2], &[0])).contains("slot 2 of a cache of 2"));
-    assert!(error(cache.write(&row, &row, &[0], &[10])).contains("outside the context of 10 tokens"));
-    assert!(error(attention(&row, &cache, &[0], &[10], 1.0).map(drop)).contains("outside the context of 10 tokens"));
+    assert!(error(cache.write(&row, &row, &places)).contains("block 2 of a cache of 2"));
+    assert!(error(attention(&row, &cache, &places, 1.0).map(drop)).contains("block 2 of a cache of 2"));
     let table = RopeTable::new(&[1.0; 8], 10);
     assert!(error(rope(&row, &table, &[10], &pool).map(drop)).contains("outside the context of 10 tokens"));
-    assert!(KvCache::new(1, 1, 1, 1, DType::U8, &Device::Cpu, &pool).is_err());
+    assert!(KvCache::new(1, 1, 1, DType::U8, &Device::Cpu, &pool).is_err());
 }

@@ -37,7 +37,10 @@ const LOST: &[&str] = &[
 
 /// Sorts what a device said.
 pub fn fault(error: &Error) -> PredictError {
+    // Contexts are lines; behind them comes the backtrace, where one was asked for.
     let text = error.to_string();
+    let said: Vec<&str> = text.lines().take_while(|line| !line.trim_start().starts_with("0: ")).collect();
+    let text = said.join(": ");
     let says = |names: &[&str]| names.iter().any(|name| text.contains(name));
     if says(LOST) {
         PredictError::DeviceLost(format!("The device is lost: {text}"))
