@@ -79,14 +79,16 @@ pub fn main(deployment: &Deployment, found: &Found, golden: Option<&Path>) -> Re
     }
 }
 
-/// The served model with the fewest bytes of weights.
+/// The served model with the fewest bytes of weights of those that can be asked a question.
 fn smallest(deployment: &Deployment) -> Result<&Offer, Failure> {
     let bytes = |offer: &&Offer| match (&offer.locked, path_of(offer)) {
         (Some(locked), _) => locked.entry.size,
         (None, Some(path)) => std::fs::metadata(path).map_or(u64::MAX, |file| file.len()),
         (None, None) => u64::MAX,
     };
-    deployment.offers.iter().min_by_key(bytes).ok_or_else(|| Failure::failed("cog.yaml serves no model"))
+    let says_text = |offer: &&Offer| matches!((offer.model.schema)().output, schema::Output::TextIterator);
+    let offers = deployment.offers.iter().filter(says_text);
+    offers.min_by_key(bytes).ok_or_else(|| Failure::failed("cog.yaml serves no model that answers in text"))
 }
 
 /// Where cog.yaml says that the weights lie.
