@@ -4,11 +4,12 @@
 use std::time::Instant;
 
 use kernels::attention::BLOCK;
-use kernels::op::{self, Ask};
+use kernels::op::Ask;
 use prediction::{LoadSpec, PredictError};
 
-use super::net::Rows;
+use super::engine::{Chosen, Engine};
 use super::pipeline::{Pipeline, device_error};
+use super::rows::Rows;
 use crate::{BenchResult, BenchShape};
 
 /// Prompt tokens in one forward.
@@ -29,8 +30,8 @@ pub fn run(spec: &LoadSpec, shape: &BenchShape, report: &mut dyn FnMut(&str)) ->
     let mut pipeline = Pipeline::with_cache(&spec, Some(blocks), report)?;
     let load_s = began.elapsed().as_secs_f64();
 
-    measure(&mut pipeline, &BenchShape { decode_tokens: 1, ..*shape })?;
-    let times = measure(&mut pipeline, shape)?;
+    measure(&mut *pipeline.engine, &BenchShape { decode_tokens: 1, ..*shape })?;
+    let times = measure(&mut *pipeline.engine, shape)?;
     Ok(BenchResult {
         load_s,
         time_to_first_token_s: times.first_token_s,
@@ -39,8 +40,8 @@ pub fn run(spec: &LoadSpec, shape: &BenchShape, report: &mut dyn FnMut(&str)) ->
         prompt_tokens,
         decode_tokens,
         batch,
-        threads: pipeline.net.pool.threads(),
-        weights_bytes: pipeline.net.bytes(),
+        threads: pipeline.threads,
+        weights_bytes: pipeline.engine.weights_bytes(),
     })
 }
 
@@ -51,7 +52,7 @@ struct Times {
     decode_s: f64,
 }
 
-fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, PredictError> {
+fn measure(engine: &mut dyn Engine, shape: &BenchShape) -> Result<Times, PredictError> {
     let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
     // Every prediction has its blocks from the start, none of them shared.
     let own = (prompt_tokens + decode_tokens).div_ceil(BLOCK);
@@ -62,15 +63,16 @@ fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, Predict
     let mut first_token_s = 0.0;
     let mut said = Vec::with_capacity(batch);
     for slot in 0..batch {
-        let prompt = prompt(slot as u64, prompt_tokens, pipeline.net.vocabulary() as u64);
+        let prompt = prompt(slot as u64, prompt_tokens, engine.vocabulary() as u64);
         let mut last = 0;
         for (index, part) in prompt.chunks(CHUNK_TOKENS).enumerate() {
             rows.clear();
             rows.push(table(slot), index * CHUNK_TOKENS, part);
             if (index + 1) * CHUNK_TOKENS >= prompt_tokens {
-                rows.want_last();
+                rows.want_last(slot as u64);
             }
-            if let Some(&token) = step(pipeline, &rows)?.first() {
+            let asks = vec![Ask::greedy(); rows.wanted().len()];
+            if let Some(&token) = tokens(engine.step(&rows, &asks).map_err(device_error)?)?.first() {
                 last = token;
             }
         }
@@ -82,26 +84,32 @@ fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, Predict
     let prefill_s = began.elapsed().as_secs_f64();
 
     let began = Instant::now();
+    let (asks, ahead) = (vec![Ask::greedy(); batch], engine.looks_ahead());
     for position in prompt_tokens..prompt_tokens + decode_tokens {
+        // Where the engine can, a step is sent before the tokens of the last one are taken, as the pipeline does it.
+        let known = !ahead || position == prompt_tokens;
         rows.clear();
         for (slot, token) in said.iter().enumerate() {
-            rows.push(table(slot), position, &[*token]);
-            rows.want_last();
+            match known {
+                true => rows.push(table(slot), position, &[*token]),
+                false => rows.push_next(table(slot), position, slot),
+            }
+            rows.want_last(slot as u64);
         }
-        said = step(pipeline, &rows)?;
+        engine.send(&rows, &asks).map_err(device_error)?;
+        if !ahead || position > prompt_tokens {
+            said = tokens(engine.take().map_err(device_error)?)?;
+        }
+    }
+    if ahead && decode_tokens > 0 {
+        tokens(engine.take().map_err(device_error)?)?;
     }
     Ok(Times { first_token_s, prefill_s, decode_s: began.elapsed().as_secs_f64() })
 }
 
-/// The likeliest token of every wanted row.
-fn step(pipeline: &mut Pipeline, rows: &Rows) -> Result<Vec<u32>, PredictError> {
-    let Some(logits) = pipeline.net.forward(rows, &mut pipeline.cache).map_err(device_error)? else {
-        return Ok(Vec::new());
-    };
-    let asks = vec![Ask::greedy(); logits.dim(0).map_err(device_error)?];
-    let chosen = op::sample(&logits, &asks, &pipeline.net.pool).map_err(device_error)?;
-    let chosen = chosen.into_iter().collect::<Result<_, _>>();
-    chosen.map_err(|_| PredictError::Operator("the logits are no numbers".into()))
+fn tokens(chosen: Vec<Chosen>) -> Result<Vec<u32>, PredictError> {
+    let tokens = chosen.into_iter().collect::<Result<_, _>>();
+    tokens.map_err(|_| PredictError::Operator("the logits are no numbers".into()))
 }
 
 /// Token ids that look like nothing in particular: a linear congruence over the slot's number.

@@ -5,7 +5,7 @@
 
 pub mod attend;
 pub mod attention;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(any(feature = "cuda", feature = "emulator", test))]
 pub mod cuda;
 pub mod format;
 pub mod gelu;
