@@ -2,10 +2,7 @@
 //! net in tensors, which computes when it is told to; another may be a step ahead of who reads its tokens. Refuses to know
 //! predictions, text and who takes part in a step.
 
-use std::sync::Arc;
-
-use candle_core::{DType, Device, Result, Tensor};
-use kernels::Pool;
+use candle_core::{DType, Result, Tensor};
 use kernels::op::{self, Ask, NotANumber};
 
 use super::net::{Cache, Net};
@@ -109,17 +106,4 @@ impl Engine for Direct {
         let logits = self.forward(rows)?.map(|logits| logits.flatten_all()?.to_vec1());
         logits.transpose().map(Option::unwrap_or_default)
     }
-}
-
-/// Where an engine is to be, and how large.
-pub struct Place<'a> {
-    pub device: &'a Device,
-    pub pool: &'a Arc<Pool>,
-    pub precision: Option<&'a str>,
-    /// Of the cache.
-    pub blocks: usize,
-    /// Positions of one prediction.
-    pub context: usize,
-    /// Whatever else is in a step, a row's numbers are the same to the bit. [`Direct`] on the CPU always has it so.
-    pub batch_invariant: bool,
 }

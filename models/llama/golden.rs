@@ -14,7 +14,8 @@ use prediction::PredictError;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use super::engine::{Engine, Place};
+use super::engine::Engine;
+use super::needs::Load;
 use super::pipeline::device_error;
 use super::rows::Rows;
 use super::template::Chat;
@@ -140,8 +141,9 @@ pub fn errors(
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
     let positions = golden.prompt_ids.len() + golden.greedy_ids.len();
     let blocks = positions.div_ceil(BLOCK);
-    let place = Place { device, pool: &pool, precision, blocks, context: positions, batch_invariant: false };
-    let mut engine = opened.engine(&place, &mut |_| ())?;
+    let (context, rows) = (positions, chunk + 1);
+    let load = Load { device, precision, slots: 1, context, blocks, rows, batch_invariant: false };
+    let mut engine = opened.engine(&load, &pool, &mut |_| ())?;
     let vocabulary = engine.vocabulary();
     if let Some(id) = golden.prompt_ids.iter().find(|&&id| id as usize >= vocabulary) {
         return Err(PredictError::Operator(format!(

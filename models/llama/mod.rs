@@ -7,13 +7,18 @@
 mod bench;
 mod blocks;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod engine;
 mod files;
 pub mod golden;
+#[cfg(any(feature = "cuda", test))]
+mod gpu;
 mod input;
 mod needs;
 mod net;
 mod pipeline;
+mod precision;
 mod rows;
 mod running;
 mod sampler;

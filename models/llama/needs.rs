@@ -31,10 +31,16 @@ pub struct Load<'a> {
     pub blocks: usize,
     /// Rows of the largest step.
     pub rows: usize,
+    /// Whatever else is in a step, a row's numbers are the same to the bit. The CPU always has it so.
+    pub batch_invariant: bool,
 }
 
 impl Needs {
     pub fn of(opened: &Opened, load: &Load) -> Result<Self, PredictError> {
+        #[cfg(feature = "cuda")]
+        if let Some(Ok(fit)) = super::cuda::fit(opened, load) {
+            return super::gpu::needs(opened, fit, load);
+        }
         let &Load { device, precision, slots, blocks, rows, .. } = load;
         let Config { kv_heads, head_dim, layers, .. } = opened.config;
         let layer = KvCache::bytes_for(blocks, kv_heads, head_dim, opened.cache_dtype(precision)?, device);

@@ -12,7 +12,7 @@ use kernels::op::NotANumber;
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, PredictError};
 
 use super::blocks::Blocks;
-use super::engine::{Engine, Place};
+use super::engine::Engine;
 use super::input::Asked;
 use super::needs::{Load, Needs};
 use super::rows::Rows;
@@ -100,13 +100,10 @@ impl Pipeline {
             return Err(PredictError::Operator(format!("threads is {threads}; 1 to {MAX_THREADS}")));
         }
         let pool = Arc::new(Pool::new(threads));
-        let precision = spec.precision.as_deref();
         // The vocabulary is built while the weights are repacked.
-        let batch_invariant = spec.batch_invariant;
-        let place = Place { device: &device, pool: &pool, precision, blocks, context, batch_invariant };
         let (engine, words) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| opened.tokenizer());
-            let engine = opened.engine(&place, report);
+            let engine = opened.engine(&load, &pool, report);
             (engine, tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (engine, (tokenizer, words)) = (engine?, words?);
@@ -260,7 +257,8 @@ fn plan<'a>(
 ) -> Result<Load<'a>, PredictError> {
     let (context, slots) = (context(spec, opened.config.context)?, slots(spec)?);
     let (blocks, rows) = (blocks.unwrap_or_else(|| cache_blocks(slots, context)), MAX_READING_TOKENS + slots);
-    Ok(Load { device, precision: spec.precision.as_deref(), slots, context, blocks, rows })
+    let (precision, batch_invariant) = (spec.precision.as_deref(), spec.batch_invariant);
+    Ok(Load { device, precision, slots, context, blocks, rows, batch_invariant })
 }
 
 fn slots(spec: &LoadSpec) -> Result<usize, PredictError> {

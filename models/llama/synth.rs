@@ -37,6 +37,13 @@ pub const SHAPES: &[Shape] = &[
         listed: true,
         plan: |dtype| SMOLLM2_135M.plan(dtype),
     },
+    Shape {
+        name: "tiny-64",
+        about: "For tests of the CUDA kernels: two layers, heads of 64",
+        dtype: "f16",
+        listed: false,
+        plan: |dtype| TINY_64.plan(dtype),
+    },
     Shape { name: "tiny", about: "For tests: two layers", dtype: "f32", listed: false, plan: |dtype| TINY.plan(dtype) },
 ];
 
@@ -92,6 +99,8 @@ const SMOLLM2_135M: Sizes = Sizes {
 
 const TINY: Sizes =
     Sizes { hidden: 64, inner: 160, layers: 2, heads: 4, kv_heads: 2, vocabulary: 640, context: 256, ..LLAMA_3_8B };
+
+const TINY_64: Sizes = Sizes { hidden: 128, heads: 2, kv_heads: 1, ..TINY };
 
 impl Sizes {
     fn plan(&self, dtype: &str) -> Plan {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use kernels::op::{Linear, Part};
-use kernels::{Format, Pool};
+use kernels::{Format, Pool, convert};
 use prediction::{PredictError, Weights};
 use runner::synth::Synth;
 use runner::weights::{Lock, Options, Progress};
@@ -17,13 +17,15 @@ use runner::{Gguf, SafeTensors};
 use serde_json::Value;
 
 use super::config::Config;
-use super::engine::{Direct, Engine, Place};
+use super::engine::{Direct, Engine};
 use super::files::{About, Files, Role, at, format_of, only_gguf};
+use super::needs::Load;
 use super::net::{Layer, Net};
+use super::precision::{self, Rounded};
 use super::tokenizer::{Tokenizer, Words};
 
 /// Between two lines of progress.
-const PROGRESS: Duration = Duration::from_secs(1);
+pub const PROGRESS: Duration = Duration::from_secs(1);
 
 /// Weights that were opened and whose shape is known; nothing is in memory yet.
 pub struct Opened {
@@ -52,9 +54,9 @@ impl Storage {
 }
 
 /// Tensors that read the same features, one below the other: (which, outputs).
-struct Stack {
-    parts: Vec<(Role, usize)>,
-    inputs: usize,
+pub struct Stack {
+    pub parts: Vec<(Role, usize)>,
+    pub inputs: usize,
 }
 
 impl Opened {
@@ -140,16 +142,27 @@ impl Opened {
     /// Weights and caches of quantised files are f16 where nothing else is asked; plain ones are what they are.
     pub fn cache_dtype(&self, precision: Option<&str>) -> Result<DType, PredictError> {
         let stored = match self.files.about(Role::O(0))?.format {
-            Format::F32 if self.storage() == Storage::Plain => DType::F32,
+            Format::F32 if self.storage() == Storage::Plain && Rounded::of(precision).is_none() => DType::F32,
             _ => DType::F16,
         };
-        let chosen = runner::device::precision(precision, stored, None)?;
-        Ok(if chosen == DType::F32 { DType::F32 } else { DType::F16 })
+        let chosen = runner::device::precision(precision::plain(precision), stored, None)?;
+        Ok(precision::cached(chosen))
     }
 
     /// Loaded into what runs these weights best on the device.
-    pub fn engine(&self, place: &Place, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Engine>, PredictError> {
-        let &Place { device, pool, precision, blocks, context, .. } = place;
+    pub fn engine(
+        &self,
+        load: &Load,
+        pool: &Arc<Pool>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Engine>, PredictError> {
+        #[cfg(feature = "cuda")]
+        match super::cuda::fit(self, load) {
+            Some(Ok(fit)) => return super::cuda::engine(self, fit, load, pool, report),
+            Some(Err(why)) => report(&format!("{why}: candle's own kernels run it, slower")),
+            None => (),
+        }
+        let &Load { device, precision, blocks, context, .. } = load;
         let net = self.load(device, pool, precision, report)?;
         let direct = Direct::new(net, blocks, context, self.cache_dtype(precision)?);
         Ok(Box::new(direct.map_err(|error| runner::device::fault(&error))?))
@@ -204,8 +217,8 @@ impl Opened {
         let stacks = std::iter::once(self.embed()?).chain(layers).chain(self.head()?);
         let bytes = |Stack { parts, inputs }: Stack| {
             let part = |&(role, outputs): &(Role, usize)| {
-                let about = self.files.about(role)?.of_shape(&[outputs, inputs])?;
-                Ok((kept(about.format, precision, device)?, outputs))
+                let format = self.format(role, &[outputs, inputs])?;
+                Ok((kept(format, role, self.config.tied, (precision, device))?, outputs))
             };
             let parts = parts.iter().map(part).collect::<Result<Vec<_>, PredictError>>()?;
             Linear::bytes_for(&parts, inputs, device).map_err(|why| PredictError::Operator(why.to_string()))
@@ -225,37 +238,56 @@ impl Opened {
         Ok(self.files.about(Role::Embed)?.shape.first().copied().unwrap_or(0))
     }
 
-    fn embed(&self) -> Result<Stack, PredictError> {
+    pub fn embed(&self) -> Result<Stack, PredictError> {
         Ok(Stack { parts: vec![(Role::Embed, self.vocabulary()?)], inputs: self.config.hidden })
     }
 
-    fn head(&self) -> Result<Option<Stack>, PredictError> {
+    pub fn head(&self) -> Result<Option<Stack>, PredictError> {
         let head = |outputs| Stack { parts: vec![(Role::Head, outputs)], inputs: self.config.hidden };
         if self.config.tied { Ok(None) } else { self.vocabulary().map(head).map(Some) }
     }
 
-    fn qkv(&self, i: usize) -> Stack {
+    pub fn qkv(&self, i: usize) -> Stack {
         let Config { hidden, heads, kv_heads, head_dim, .. } = self.config;
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         Stack { parts: vec![(Role::Q(i), queries), (Role::K(i), keys), (Role::V(i), keys)], inputs: hidden }
     }
 
-    fn o(&self, i: usize) -> Stack {
+    pub fn o(&self, i: usize) -> Stack {
         let Config { hidden, heads, head_dim, .. } = self.config;
         Stack { parts: vec![(Role::O(i), hidden)], inputs: heads * head_dim }
     }
 
-    fn gate_up(&self, i: usize) -> Stack {
+    pub fn gate_up(&self, i: usize) -> Stack {
         let Config { hidden, inner, .. } = self.config;
         Stack { parts: vec![(Role::Gate(i), inner), (Role::Up(i), inner)], inputs: hidden }
     }
 
-    fn down(&self, i: usize) -> Stack {
+    pub fn down(&self, i: usize) -> Stack {
         let Config { hidden, inner, .. } = self.config;
         Stack { parts: vec![(Role::Down(i), hidden)], inputs: inner }
     }
 
-    fn raw(&self, role: Role, shape: &[usize]) -> Result<Raw<'_>, PredictError> {
+    /// A gain per feature.
+    pub fn gains(&self, role: Role, size: usize) -> Result<Vec<f32>, PredictError> {
+        let raw = self.raw(role, &[size])?;
+        raw.to_f32().ok_or_else(|| {
+            PredictError::Operator(format!("tensor {} is {}; gains are f32, f16 or bf16", raw.name, raw.format.name()))
+        })
+    }
+
+    /// The format of a tensor whose shape is as the config says.
+    pub fn format(&self, role: Role, shape: &[usize]) -> Result<Format, PredictError> {
+        Ok(self.files.about(role)?.of_shape(shape)?.format)
+    }
+
+    /// The tensor is where it is to be: its pages of the file need not be in memory.
+    pub fn done(&self, role: Role) {
+        self.files.done(role);
+    }
+
+    /// A tensor as it lies in the files, queries and keys in the order of halves.
+    pub fn raw(&self, role: Role, shape: &[usize]) -> Result<Raw<'_>, PredictError> {
         let About { name, format, .. } = self.files.about(role)?.of_shape(shape)?;
         let raw = Raw { name, format, bytes: self.files.bytes(role)? };
         Ok(match (&self.files, role) {
@@ -288,14 +320,21 @@ fn fetched(name: &str, offline: bool, report: &mut dyn FnMut(&str)) -> Result<Pa
 }
 
 /// The format that a weight is kept in: a plain one in the precision asked for, or in one that the device has.
-fn kept(format: Format, precision: Option<&str>, device: &Device) -> Result<Format, PredictError> {
+fn kept(format: Format, role: Role, tied: bool, wish: (Option<&str>, &Device)) -> Result<Format, PredictError> {
+    let (precision, device) = wish;
     let stored = match format {
         Format::F32 => DType::F32,
         Format::F16 => DType::F16,
         Format::BF16 => DType::BF16,
         quantised => return Ok(quantised),
     };
-    Ok(match runner::device::precision(precision, stored, runner::device::capability(device))? {
+    if let Some(rounded) = Rounded::of(precision)
+        && let Some(blocks) = rounded.format(role, tied)?
+    {
+        return Ok(blocks);
+    }
+    let on = runner::device::capability(device);
+    Ok(match runner::device::precision(precision::plain(precision), stored, on)? {
         DType::F16 => Format::F16,
         DType::BF16 => Format::BF16,
         _ => Format::F32,
@@ -313,7 +352,7 @@ impl Loader<'_> {
     fn linear(&self, stack: &Stack) -> Result<Linear, PredictError> {
         let raw = |&(role, outputs): &(Role, usize)| {
             let raw = self.from.raw(role, &[outputs, stack.inputs])?;
-            let format = kept(raw.format, self.precision, self.device)?;
+            let format = kept(raw.format, role, self.from.config.tied, (self.precision, self.device))?;
             Ok(raw.converted(format))
         };
         let raws = stack.parts.iter().map(raw).collect::<Result<Vec<_>, PredictError>>()?;
@@ -321,25 +360,22 @@ impl Loader<'_> {
         let parts: Vec<_> = parts.map(|(raw, &(_, out))| Part { format: raw.format, out, bytes: &raw.bytes }).collect();
         let linear = Linear::stack(&parts, stack.inputs, self.device, self.pool)
             .map_err(|error| runner::device::fault(&error.context(format!("tensor {}", raws[0].name))))?;
-        stack.parts.iter().for_each(|&(role, _)| self.from.files.done(role));
+        stack.parts.iter().for_each(|&(role, _)| self.from.done(role));
         Ok(linear)
     }
 
     /// A gain per feature, as f32.
     fn vector(&self, role: Role, size: usize) -> Result<Tensor, PredictError> {
-        let raw = self.from.raw(role, &[size])?;
-        let values = raw.to_f32().ok_or_else(|| {
-            PredictError::Operator(format!("tensor {} is {}; gains are f32, f16 or bf16", raw.name, raw.format.name()))
-        })?;
+        let values = self.from.gains(role, size)?;
         Tensor::from_vec(values, size, self.device).map_err(|error| runner::device::fault(&error))
     }
 }
 
 /// One tensor in hand.
-struct Raw<'a> {
-    name: String,
-    format: Format,
-    bytes: Cow<'a, [u8]>,
+pub struct Raw<'a> {
+    pub name: String,
+    pub format: Format,
+    pub bytes: Cow<'a, [u8]>,
 }
 
 impl Raw<'_> {
@@ -361,15 +397,8 @@ impl Raw<'_> {
 
     /// `None` for quantised blocks.
     fn to_f32(&self) -> Option<Vec<f32>> {
-        let two = self.bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        match self.format {
-            Format::F32 => {
-                Some(self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-            }
-            Format::F16 => Some(two.map(|b| half::f16::from_le_bytes(b).to_f32()).collect()),
-            Format::BF16 => Some(two.map(|b| half::bf16::from_le_bytes(b).to_f32()).collect()),
-            _ => None,
-        }
+        let plain = matches!(self.format, Format::F32 | Format::F16 | Format::BF16);
+        plain.then(|| convert::values(self.format, &self.bytes).ok()).flatten()
     }
 
     fn converted(self, format: Format) -> Self {
@@ -380,6 +409,8 @@ impl Raw<'_> {
         let bytes: Vec<u8> = match format {
             Format::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
             Format::BF16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+            Format::Q8_0 => convert::q8_0(&values),
+            Format::Q4_0 => convert::q4_0(&values),
             _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
         Self { format, bytes: Cow::Owned(bytes), ..self }

@@ -5,6 +5,7 @@ mod engine;
 mod events;
 mod gguf;
 mod goldens;
+mod gpu;
 mod needs;
 mod refusals;
 mod schedule;

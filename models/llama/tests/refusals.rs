@@ -42,7 +42,8 @@ fn a_deployment_that_asks_too_much_is_refused() {
     );
     refuse(&::prediction::LoadSpec { concurrency: Some(0), ..base.clone() }, "concurrency is 0");
     refuse(&::prediction::LoadSpec { threads: Some(0), ..base.clone() }, "threads is 0; 1 to 1024");
-    refuse(&::prediction::LoadSpec { precision: Some("fp8".into()), ..base.clone() }, "precision fp8");
+    refuse(&::prediction::LoadSpec { precision: Some("fp8".into()), ..base.clone() }, "precision fp8: a scale");
+    refuse(&::prediction::LoadSpec { precision: Some("fp4".into()), ..base.clone() }, "precision fp4: unknown");
     refuse(&::prediction::LoadSpec { device: "tpu".into(), ..base.clone() }, "device tpu");
 }
 

@@ -17,6 +17,11 @@ pub struct Exchange<S: Stream> {
     next: usize,
 }
 
+/// The device's memory that an exchange of this size takes.
+pub fn bytes_for(bytes: usize, choices: usize) -> usize {
+    bytes + choices * 4
+}
+
 /// A step that was sent off.
 #[derive(Debug)]
 #[must_use = "its tokens are there once"]
@@ -31,11 +36,6 @@ impl<S: Stream> Exchange<S> {
         let staged = |bytes| Ok::<_, candle_core::Error>([stream.staged(bytes)?, stream.staged(bytes)?]);
         let (inputs, chosen) = (stream.zeros(bytes)?, stream.zeros(choices * 4)?);
         Ok(Self { inputs, chosen, up: staged(bytes)?, down: staged(choices * 4)?, next: 0 })
-    }
-
-    /// The device's memory that one of these takes.
-    pub fn bytes_for(bytes: usize, choices: usize) -> usize {
-        bytes + choices * 4
     }
 
     /// Where a step's inputs are, for `Layout`'s offsets.

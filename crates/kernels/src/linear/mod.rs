@@ -29,14 +29,12 @@ mod portable;
 mod tests;
 pub(crate) mod tile;
 
-use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use candle_core::quantized::{QStorage, QTensor};
-use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 
+use crate::convert;
 use crate::format::Format;
 use crate::pool::{Pool, Shares};
 use activations::Activations;
@@ -145,7 +143,6 @@ impl Section {
     fn pack(first: usize, parts: &[Part], in_: usize, pool: &Pool) -> Section {
         let kind = Kind::of(parts[0].format);
         let out = parts.iter().map(|p| p.out).sum();
-        let row_bytes = kind.source().size(1, in_).expect("checked by stack");
         let width = kind.width();
         let panels = Buffer::new(usize::div_ceil(out, width), kind.panel_bytes(in_), pool, |panel, bytes| {
             for lane in 0..width.min(out - panel * width) {
@@ -160,7 +157,9 @@ impl Section {
                 if format == kind.source() {
                     layout::pack(kind, lane, row, bytes);
                 } else {
-                    layout::pack(kind, lane, &as_q8(format, in_, row, row_bytes), bytes);
+                    // A format without a kernel.
+                    let values = convert::values(format, row).expect("the row's size was checked");
+                    layout::pack(kind, lane, &convert::q8_0(&values), bytes);
                 }
             }
         });
@@ -171,24 +170,6 @@ impl Section {
         let size = self.kind.panel_bytes(in_);
         &self.panels.bytes()[index * size..][..size]
     }
-}
-
-/// A row in a format without a kernel, as Q8_0 blocks.
-fn as_q8(format: Format, in_: usize, row: &[u8], size: usize) -> Vec<u8> {
-    let values = QStorage::from_data(Cow::Borrowed(row), &Device::Cpu, format.ggml())
-        .and_then(|storage| QTensor::new(storage, in_))
-        .and_then(|tensor| tensor.dequantize(&Device::Cpu))
-        .and_then(|tensor: Tensor| tensor.to_vec1::<f32>())
-        .expect("the row's size was checked");
-    let mut blocks = Vec::with_capacity(size);
-    for block in values.chunks_exact(BLOCK) {
-        let largest = block.iter().fold(0f32, |most, v| most.max(v.abs()));
-        let scale = f16::from_f32(largest / 127.0);
-        let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-        blocks.extend(scale.to_le_bytes());
-        blocks.extend(block.iter().map(|v| (v * inverse).round_ties_even() as i8 as u8));
-    }
-    blocks
 }
 
 thread_local! {
