@@ -76,6 +76,8 @@ pub struct Pipeline {
     schedule: Schedule<Running>,
     /// The rows of the step: kept for their memory.
     rows: Rows,
+    /// The next step has been sent.
+    under_way: bool,
 }
 
 impl Pipeline {
@@ -131,6 +133,7 @@ impl Pipeline {
             slots,
             schedule: Schedule::new(Blocks::new(blocks, kept)),
             rows: Rows::default(),
+            under_way: false,
         })
     }
 
@@ -201,21 +204,35 @@ impl Loaded for Pipeline {
         if self.schedule.is_empty() {
             return Ok(());
         }
-        self.schedule.plan(self.reading_budget(), &mut self.rows);
-        self.schedule.planned().for_each(|running| running.start(emit));
-        let began = Instant::now();
-        let asks: Vec<_> = self.schedule.wanted().map(Running::ask).collect();
-        let chosen = self.engine.step(&self.rows, &asks).map_err(device_error)?;
-        if self.rows.len() >= MIN_MEASURED_ROWS {
-            let row = began.elapsed().as_secs_f64() / self.rows.len() as f64;
+        let (mut began, mut rows) = (None, 0);
+        if !self.under_way {
+            self.schedule.plan(self.reading_budget(), &mut self.rows);
+            self.schedule.planned().for_each(|running| running.start(emit));
+            let asks: Vec<_> = self.schedule.wanted().map(Running::ask).collect();
+            (began, rows) = (Some(Instant::now()), self.rows.len());
+            self.engine.send(&self.rows, &asks).map_err(device_error)?;
+        }
+        // While nobody joins or leaves, the next step goes off before what this one says is known.
+        self.under_way = self.engine.looks_ahead() && self.schedule.plan_ahead(Running::goes_on, &mut self.rows);
+        if self.under_way {
+            let asks: Vec<_> = self.schedule.wanted_ahead().map(Running::ask_ahead).collect();
+            self.engine.send(&self.rows, &asks).map_err(device_error)?;
+        }
+        let chosen = self.engine.take().map_err(device_error)?;
+        if let Some(began) = began.filter(|_| rows >= MIN_MEASURED_ROWS && !self.under_way) {
+            let row = began.elapsed().as_secs_f64() / rows as f64;
             self.seconds_per_row = Some(self.seconds_per_row.map_or(row, |before| (before + row) / 2.0));
         }
-        let (tokenizer, mut chosen) = (&self.tokenizer, chosen.into_iter());
-        self.schedule.ran(|running, past| {
-            // Rows of logits come in the order of those that want them, one each.
-            let chosen = chosen.next().unwrap_or(Err(NotANumber));
+        let tokenizer = &self.tokenizer;
+        self.schedule.ran(|running, past, place| {
+            let chosen = chosen.get(place).copied().unwrap_or(Err(NotANumber));
             running.take(chosen, past, tokenizer, emit)
         });
+        if self.under_way && self.schedule.is_empty() {
+            // Everybody has ended; nobody waits for what was sent ahead.
+            self.under_way = false;
+            self.engine.take().map_err(device_error)?;
+        }
         Ok(())
     }
 

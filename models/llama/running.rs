@@ -80,7 +80,17 @@ impl Running {
 
     /// What is asked of its next logits.
     pub fn ask(&self) -> Ask<'_> {
-        self.sampler.ask(&self.ends)
+        self.sampler.ask(&self.ends, 0)
+    }
+
+    /// What is asked of those behind the token that is being chosen.
+    pub fn ask_ahead(&self) -> Ask<'_> {
+        self.sampler.ask(&self.ends, 1)
+    }
+
+    /// Whether the token that is being chosen is not the last for sure.
+    pub fn goes_on(&self) -> bool {
+        self.generated + 1 < self.max_tokens
     }
 
     /// Takes the token that was chosen, shows what can be shown of it. Where it has ended, the last event was emitted.

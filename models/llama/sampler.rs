@@ -61,9 +61,10 @@ impl Sampler {
         sampler
     }
 
-    /// What is asked of the next token's logits. `ends` are the tokens that `min_tokens` keeps away.
-    pub fn ask<'a>(&'a self, ends: &'a [u32]) -> Ask<'a> {
-        let settings = &self.settings;
+    /// What is asked of the logits of the next token, or of the one behind `unknown` others that were chosen and not told yet:
+    /// those are not among the seen. `ends` are the tokens that `min_tokens` keeps away.
+    pub fn ask<'a>(&'a self, ends: &'a [u32], unknown: usize) -> Ask<'a> {
+        let (settings, count) = (&self.settings, self.count + unknown);
         Ask {
             temperature: settings.temperature,
             top_k: settings.top_k,
@@ -72,9 +73,9 @@ impl Sampler {
             frequency_penalty: settings.frequency_penalty,
             repetition_penalty: settings.repetition_penalty,
             seed: settings.seed,
-            place: self.count as u64,
+            place: count as u64,
             seen: &self.seen,
-            banned: if self.count < settings.min_tokens { ends } else { &[] },
+            banned: if count < settings.min_tokens { ends } else { &[] },
         }
     }
 
@@ -109,7 +110,7 @@ mod tests {
         let mut sampler = Sampler::new(settings, prompt);
         let draw = |_| {
             let mut chosen = [Ok(0)];
-            sample(&mut LOGITS.clone(), LOGITS.len(), &[sampler.ask(ends)], &mut chosen, &Pool::new(1));
+            sample(&mut LOGITS.clone(), LOGITS.len(), &[sampler.ask(ends, 0)], &mut chosen, &Pool::new(1));
             sampler.took(chosen[0].unwrap());
             chosen[0].unwrap()
         };

@@ -11,6 +11,9 @@
 //! - Who waits starts when all blocks for what it has to read and one token more are there, with one to spare for every
 //!   holder, so that starting does not at once make somebody give up. Nobody overtakes.
 //!
+//! Where everybody speaks, the step after the one that was planned can be planned before anybody knows what was said: it has a
+//! place for each, unless there is no room. Who turns out to have ended is not asked about it.
+//!
 //! The oldest holder never gives up its blocks for another, and alone it may have every block there is: it always ends, so
 //! everybody does.
 
@@ -38,6 +41,10 @@ struct Sequence<T> {
     written: usize,
     /// Tokens of it in the step that was planned.
     planned: usize,
+    /// Which of that step's wanted rows is its.
+    place: Option<usize>,
+    /// The same in the step behind it, if that was planned ahead.
+    ahead: Option<usize>,
     table: Table,
     past: Past,
 }
@@ -78,11 +85,6 @@ impl<T> Sequence<T> {
     fn waits(&self) -> bool {
         self.table.is_empty()
     }
-
-    /// The step it takes part in ends with its newest token.
-    fn wanted(&self) -> bool {
-        self.planned > 0 && self.planned == self.unread()
-    }
 }
 
 impl<T> Schedule<T> {
@@ -103,8 +105,9 @@ impl<T> Schedule<T> {
         }
         let (table, past, number) = (Table::default(), Past::default(), self.admitted);
         self.admitted += 1;
-        let sequence = Sequence { what, number, tokens: prompt, speaks: false, written: 0, planned: 0, table, past };
-        self.sequences.push(sequence);
+        let (speaks, written, planned, place, ahead) = (false, 0, 0, None, None);
+        let tokens = prompt;
+        self.sequences.push(Sequence { what, number, tokens, speaks, written, planned, place, ahead, table, past });
         Ok(())
     }
 
@@ -128,7 +131,12 @@ impl<T> Schedule<T> {
 
     /// Those whose logits the step gives, in the order of its rows.
     pub fn wanted(&self) -> impl Iterator<Item = &T> {
-        self.sequences.iter().filter(|sequence| sequence.wanted()).map(|sequence| &sequence.what)
+        self.sequences.iter().filter(|sequence| sequence.place.is_some()).map(|sequence| &sequence.what)
+    }
+
+    /// The same of the step that was planned ahead.
+    pub fn wanted_ahead(&self) -> impl Iterator<Item = &T> {
+        self.sequences.iter().filter(|sequence| sequence.ahead.is_some()).map(|sequence| &sequence.what)
     }
 
     /// Fills `rows` with the next step, which reads at most `budget` prompt tokens.
@@ -140,7 +148,7 @@ impl<T> Schedule<T> {
         let mut holders = sequences.iter().filter(|sequence| !sequence.waits()).count();
         let mut line_stands = false;
         for sequence in sequences {
-            sequence.planned = 0;
+            (sequence.planned, sequence.place) = (0, None);
             if !sequence.is_speaker() && (budget == 0 || line_stands) {
                 continue;
             }
@@ -165,10 +173,34 @@ impl<T> Schedule<T> {
             }
             let written = sequence.written;
             rows.push(sequence.table.blocks(), written, &sequence.tokens[written..written + sequence.planned]);
-            if sequence.wanted() {
+            if sequence.planned == sequence.unread() {
+                sequence.place = Some(rows.wanted().len());
                 rows.want_last(sequence.number);
             }
         }
+    }
+
+    /// Fills `rows` with the step behind the one that was planned and has not been run: one token, which nobody knows yet, of
+    /// everybody who will go on for all that is known. False, and to be planned when the tokens are known, where somebody
+    /// reads or waits or there is no room.
+    pub fn plan_ahead(&mut self, goes_on: impl Fn(&T) -> bool, rows: &mut Rows) -> bool {
+        let Self { blocks, sequences, .. } = self;
+        rows.clear();
+        if sequences.iter().any(|sequence| sequence.place.is_none()) {
+            return false;
+        }
+        let goers = |sequence: &&mut Sequence<T>| goes_on(&sequence.what);
+        let room = |sequence: &mut Sequence<T>| blocks.reserve(&mut sequence.table, sequence.tokens.len() + 1);
+        if !sequences.iter_mut().filter(goers).all(room) {
+            return false;
+        }
+        for sequence in sequences.iter_mut().filter(goers) {
+            sequence.ahead = Some(rows.wanted().len());
+            let chosen = sequence.place.unwrap_or_default();
+            rows.push_next(sequence.table.blocks(), sequence.tokens.len(), chosen);
+            rows.want_last(sequence.number);
+        }
+        !rows.is_empty()
     }
 
     /// Sees to it that every speaker has a place for its token, the oldest first.
@@ -189,21 +221,20 @@ impl<T> Schedule<T> {
         }
     }
 
-    /// The step that was planned has been run. `turn` tells, in the order of [`Schedule::wanted`], what became of whom;
-    /// those who ended are gone.
-    pub fn ran(&mut self, mut turn: impl FnMut(&mut T, Past) -> Turn) {
+    /// The step that was planned has been run. `turn` tells what became of whom, given which of the wanted rows was theirs;
+    /// those who ended are gone. What was planned ahead is now the step that was planned.
+    pub fn ran(&mut self, mut turn: impl FnMut(&mut T, Past, usize) -> Turn) {
         let Self { blocks, sequences, .. } = self;
         sequences.retain_mut(|sequence| {
-            let wanted = sequence.wanted();
+            let place = std::mem::replace(&mut sequence.place, sequence.ahead.take());
             sequence.written += std::mem::take(&mut sequence.planned);
             blocks.settle(&mut sequence.table, &sequence.tokens, sequence.written);
-            if !wanted {
-                return true;
-            }
-            match turn(&mut sequence.what, sequence.past) {
+            let Some(place) = place else { return true };
+            match turn(&mut sequence.what, sequence.past, place) {
                 Turn::Said(token) => {
                     sequence.tokens.push(token);
                     sequence.speaks = true;
+                    sequence.planned = usize::from(sequence.place.is_some());
                     return true;
                 }
                 Turn::Ended => blocks.release(&mut sequence.table),

@@ -50,14 +50,14 @@ impl Engine<'_> {
         while !self.schedule.is_empty() {
             self.schedule.plan(budget, &mut rows);
             let Some(logits) = self.net.forward(&rows, &mut self.cache).unwrap() else {
-                self.schedule.ran(|listener, _| unreachable!("nobody wants logits, but {} does", listener.name));
+                self.schedule.ran(|listener, _, _| unreachable!("nobody wants logits, but {} does", listener.name));
                 continue;
             };
             let bits = logits.to_vec2::<f32>().unwrap();
-            let asks: Vec<_> = self.schedule.wanted().map(|listener| listener.sampler.ask(&[])).collect();
+            let asks: Vec<_> = self.schedule.wanted().map(|listener| listener.sampler.ask(&[], 0)).collect();
             let chosen = op::sample(&logits, &asks, &self.net.pool).unwrap();
             let mut turns = bits.into_iter().zip(chosen);
-            self.schedule.ran(|listener, past| {
+            self.schedule.ran(|listener, past, _| {
                 let (bits, chosen) = turns.next().unwrap();
                 let token = chosen.unwrap();
                 listener.sampler.took(token);

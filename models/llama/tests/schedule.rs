@@ -25,8 +25,13 @@ struct Who {
 struct World {
     schedule: Schedule<Who>,
     memory: HashMap<(usize, usize), u64>,
-    rows: Rows,
-    /// Names, in the order in which they took part first, and in which they ended.
+    /// Steps are planned ahead where that can be.
+    looks_ahead: bool,
+    /// The step that was.
+    sent: Option<Rows>,
+    ahead: usize,
+    /// Names, in the order in which they came; in which they took part first, and in which they ended.
+    came: Vec<u32>,
     started: Vec<u32>,
     ended: Vec<(u32, Past)>,
 }
@@ -40,42 +45,47 @@ fn digest(tokens: &[u32]) -> u64 {
 impl World {
     fn new(blocks: usize, most_idle: usize) -> World {
         let schedule = Schedule::new(Blocks::new(blocks, most_idle));
-        World { schedule, memory: HashMap::new(), rows: Rows::default(), started: Vec::new(), ended: Vec::new() }
+        let (came, started, ended) = (Vec::new(), Vec::new(), Vec::new());
+        let (memory, looks_ahead, sent, ahead) = (HashMap::new(), false, None, 0);
+        World { schedule, memory, looks_ahead, sent, ahead, came, started, ended }
     }
 
     fn admit(&mut self, name: u32, prompt: Vec<u32>, answers: u32) {
         let who = Who { name, answers, said: 0, tokens: prompt.clone() };
         self.schedule.admit(who, prompt).unwrap();
+        self.came.push(name);
     }
 
     /// One step. Gives who took part, with how many tokens.
     fn step(&mut self, budget: usize) -> Vec<(u32, usize)> {
-        self.schedule.plan(budget, &mut self.rows);
-        let places = self.rows.places().unwrap();
+        let sent = self.sent.take();
+        let rows = sent.clone().unwrap_or_else(|| {
+            let mut rows = Rows::default();
+            self.schedule.plan(budget, &mut rows);
+            rows
+        });
         let planned: Vec<(u32, Vec<u32>)> = self.schedule.planned().map(|who| (who.name, who.tokens.clone())).collect();
-        let mut written = HashSet::new();
-        for row in 0..places.rows() {
-            let sequence = places.sequences()[row] as usize;
-            let position = places.positions()[row] as usize;
-            let (name, tokens) = &planned[sequence];
-            assert_eq!(self.rows.tokens()[row], tokens[position], "{name} at {position}");
-            assert!(written.insert(places.place(row)), "two write to one place");
-            self.memory.insert(places.place(row), digest(&tokens[..=position]));
-            let table = places.table(sequence as u32);
-            for seen in (0..=position).rev() {
-                let place = (table[seen / BLOCK] as usize, seen % BLOCK);
-                assert_eq!(self.memory[&place], digest(&tokens[..=seen]), "{name} at {position} sees {seen}");
-            }
-        }
-        let mut part: Vec<(u32, usize)> = planned.iter().map(|(name, _)| (*name, 0)).collect();
-        places.sequences().iter().for_each(|&sequence| part[sequence as usize].1 += 1);
+        // A step that was sent ahead has all it was sent with, also those who have left since.
+        let names: Vec<u32> = match sent {
+            Some(_) => rows.whose().iter().map(|number| self.came[*number as usize]).collect(),
+            None => planned.iter().map(|(name, _)| *name).collect(),
+        };
+        self.compute(&rows, &names, &planned);
+        let mut part: Vec<(u32, usize)> = names.iter().map(|name| (*name, 0)).collect();
+        rows.sequences().iter().for_each(|&sequence| part[sequence as usize].1 += 1);
         for (name, _) in &part {
             if !self.started.contains(name) {
                 self.started.push(*name);
             }
         }
-        let ended = &mut self.ended;
-        self.schedule.ran(|who, past| {
+        let mut next = Rows::default();
+        if self.looks_ahead && self.schedule.plan_ahead(|who| who.said + 1 < who.answers, &mut next) {
+            self.sent = Some(next);
+            self.ahead += 1;
+        }
+        let (ended, came) = (&mut self.ended, &self.came);
+        self.schedule.ran(|who, past, place| {
+            assert_eq!(came[rows.whose()[place] as usize], who.name, "somebody else's token");
             who.said += 1;
             if who.said == who.answers {
                 ended.push((who.name, past));
@@ -85,7 +95,34 @@ impl World {
             who.tokens.push(token);
             Turn::Said(token)
         });
+        if self.schedule.is_empty() {
+            self.sent = None;
+        }
         part
+    }
+
+    /// Writes every row where it says, after looking whether it sees what it must. `planned` is what those of them say who are
+    /// still there; whatever the others write nobody may see.
+    fn compute(&mut self, rows: &Rows, names: &[u32], planned: &[(u32, Vec<u32>)]) {
+        let places = rows.places().unwrap();
+        let mut written = HashSet::new();
+        for row in 0..places.rows() {
+            let sequence = places.sequences()[row] as usize;
+            let position = places.positions()[row] as usize;
+            assert!(written.insert(places.place(row)), "two write to one place");
+            let Some((name, tokens)) = planned.iter().find(|(name, _)| *name == names[sequence]) else {
+                self.memory.insert(places.place(row), 0);
+                continue;
+            };
+            let known = rows.next().iter().all(|(next, _)| *next as usize != row);
+            assert!(!known || rows.tokens()[row] == tokens[position], "{name} at {position}");
+            self.memory.insert(places.place(row), digest(&tokens[..=position]));
+            let table = places.table(sequence as u32);
+            for seen in (0..=position).rev() {
+                let place = (table[seen / BLOCK] as usize, seen % BLOCK);
+                assert_eq!(self.memory[&place], digest(&tokens[..=seen]), "{name} at {position} sees {seen}");
+            }
+        }
     }
 
     fn run(&mut self, budget: usize) -> usize {
@@ -118,6 +155,37 @@ fn speakers_and_the_next_part_of_a_prompt_share_a_step() {
     assert_eq!(world.step(100), [(0, 1), (1, 1)]);
     assert_eq!(world.step(0), [(0, 1)], "speakers need no budget");
     assert!(world.schedule.is_empty());
+}
+
+#[test]
+fn while_everybody_speaks_the_next_step_is_planned_ahead() {
+    let mut world = World::new(20, 0);
+    world.looks_ahead = true;
+    world.admit(0, prompt(70, 0), 10);
+    world.admit(1, prompt(3, 1000), 3);
+    assert_eq!(world.step(40), [(0, 40)]);
+    assert_eq!((world.step(40), world.ahead), (vec![(0, 30), (1, 3)], 1), "both prompts have been read");
+    world.admit(2, prompt(3, 2000), 2);
+    assert_eq!((world.step(40), world.ahead), (vec![(0, 1), (1, 1)], 1), "one who joins waits for what was sent");
+    assert_eq!(world.step(40), [(0, 1), (1, 1), (2, 3)]);
+    assert_eq!(world.step(40), [(0, 1), (2, 1)], "one who is known to end is not in it");
+    world.run(40);
+    assert_eq!(world.ended.len(), 3);
+    assert!(world.ahead > 6, "{} steps were planned ahead", world.ahead);
+}
+
+#[test]
+fn who_leaves_while_a_step_of_its_own_is_under_way_leaves_nothing_behind() {
+    let mut world = World::new(6, 6);
+    world.looks_ahead = true;
+    for round in 0..20 {
+        world.admit(2 * round, prompt(62, 1000 * round), 9);
+        world.admit(2 * round + 1, prompt(62, 1000 * round), 9);
+        (0..1 + round % 5).for_each(|_| drop(world.step(500)));
+        world.schedule.cancel(|who| who.name == 2 * round);
+        world.run(100);
+    }
+    assert_eq!(world.ended.iter().filter(|(name, _)| name % 2 == 1).count(), 20);
 }
 
 #[test]
@@ -230,9 +298,11 @@ proptest! {
         idle in 0usize..6,
         budget in 1usize..200,
         // Beginning (few, so that they meet), length, answers, the step it comes in; cancelled or not.
+        looks_ahead in prop::bool::ANY,
         asked in proptest::collection::vec((0u32..3, 1usize..300, 1u32..150, 0usize..60, prop::bool::weighted(0.1)), 1..12),
     ) {
         let mut world = World::new(blocks, idle);
+        world.looks_ahead = looks_ahead;
         let most = world.schedule.most_positions();
         let mut coming: Vec<_> = asked.iter().enumerate().collect();
         coming.sort_by_key(|(_, asked)| asked.3);

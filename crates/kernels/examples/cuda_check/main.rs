@@ -13,6 +13,7 @@ use kernels::cuda::call::{Call, Element, Gpu};
 use kernels::cuda::check::{ALL, Bench, Held, Machine, Random};
 use kernels::cuda::device::{Kernels, Memory};
 use kernels::cuda::params::Ptr;
+use kernels::cuda::stream::Memory as _;
 
 struct OnDevice(Rc<Kernels>);
 
@@ -46,7 +47,7 @@ impl Held for HeldThere {
     }
 
     fn content(&self) -> Vec<u128> {
-        let bytes = self.1.read(&self.0).expect("memory");
+        let bytes = self.1.read(&self.0, self.1.bytes()).expect("memory");
         bytes.as_chunks().0.iter().map(|word| u128::from_ne_bytes(*word)).collect()
     }
 }

@@ -7,13 +7,15 @@ use std::cell::Cell;
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::{Error, Result};
 use kernels::cuda::attention::{self, Paged};
-use kernels::cuda::call::{Call, Element};
+use kernels::cuda::call::{Call, Element, Gpu};
 use kernels::cuda::check::Random;
+use kernels::cuda::decoder::{Decoder, Layer, Plan, Room, Told, room_bytes};
 use kernels::cuda::device::{Kernels, Memory};
 use kernels::cuda::graph::Captured;
 use kernels::cuda::params::{Ask, Ptr};
 use kernels::cuda::product::{self, Input, Matrix};
 use kernels::cuda::rows::{self, Choice};
+use kernels::cuda::stream::{Memory as _, Stream, Work};
 use kernels::cuda::weight::Packing;
 
 const HIDDEN: usize = 4096;
@@ -118,25 +120,21 @@ fn bytes_of(packing: Packing, shapes: &[(usize, usize)]) -> (usize, usize) {
 }
 
 /// Everything but weights that a step reads and writes.
-struct Room {
-    stream: Memory,
-    ready: Memory,
-    queries: Memory,
-    seen: Memory,
-    hidden: Memory,
-    logits: Memory,
+struct Bench {
+    room: Room,
     ones: Memory,
     rope: Memory,
     keys: Memory,
     values: Memory,
     tables: Memory,
     positions: Memory,
-    partial: Memory,
-    done: Memory,
     asks: Memory,
     words: Memory,
     table_blocks: usize,
     layer_bytes: usize,
+    rows: usize,
+    /// What `room` points to.
+    _held: Vec<Memory>,
 }
 
 fn bytes<T: Copy>(values: &[T]) -> Vec<u8> {
@@ -144,41 +142,43 @@ fn bytes<T: Copy>(values: &[T]) -> Vec<u8> {
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }.to_vec()
 }
 
-impl Room {
+impl Bench {
     /// For `rows` rows that stand at `context`, with a cache of `layers`.
-    fn new(kernels: &Kernels, random: &mut Random, rows: usize, context: usize, layers: usize) -> Result<Room> {
+    fn new(kernels: &Kernels, random: &mut Random, rows: usize, context: usize, layers: usize) -> Result<Bench> {
         let zeros = |bytes| Memory::zeros(kernels, bytes);
         let table_blocks = context / attention::BLOCK + 1;
         let blocks = rows * table_blocks;
         let layer_bytes = blocks * KV_HEADS * attention::BLOCK * DIM * 2;
-        let (partial, done) = attention::decode_scratch(rows, HEADS, KV_HEADS, DIM);
+        let shape = decoder(kernels.element(), |rows, k| matrix(Packing::Plain, rows, k), 1);
+        let sizes = room_bytes(&shape, (rows, rows, rows), false);
+        let mut held = sizes.into_iter().map(zeros).collect::<Result<Vec<_>>>()?;
         let x: Vec<f32> = random.normal(rows * HIDDEN);
-        Ok(Room {
-            stream: Memory::of(kernels, &bytes(&x))?,
-            ready: zeros(rows * HIDDEN * 2)?,
-            queries: zeros(rows * HEADS * DIM * 2)?,
-            seen: zeros(rows * HEADS * DIM * 2)?,
-            hidden: zeros(rows * FF * 2)?,
-            logits: zeros(rows * VOCABULARY * 4)?,
+        held[0].write(kernels, 0, &bytes(&x))?;
+        Ok(Bench {
+            room: Room::of(std::array::from_fn(|part| held[part].ptr())),
             ones: Memory::of(kernels, &bytes(&vec![1f32; HIDDEN]))?,
             rope: Memory::of(kernels, &bytes(&vec![0.7f32; (context + 1) * DIM]))?,
             keys: zeros(layer_bytes * layers)?,
             values: zeros(layer_bytes * layers)?,
             tables: Memory::of(kernels, &bytes(&(0..blocks as u32).collect::<Vec<_>>()))?,
             positions: Memory::of(kernels, &bytes(&vec![context as u32; rows]))?,
-            partial: zeros(partial)?,
-            done: zeros(done)?,
             asks: Memory::of(kernels, &bytes(&vec![Ask::GREEDY; rows]))?,
             words: Memory::of(kernels, &bytes(&[vec![1u32; rows], vec![u32::MAX; rows], vec![0; rows]].concat()))?,
             table_blocks,
             layer_bytes,
+            rows,
+            _held: held,
         })
+    }
+
+    fn plane(&self, memory: &Memory, layer: usize) -> Ptr {
+        memory.ptr().at(layer * self.layer_bytes)
     }
 
     fn paged(&self, layer: usize) -> Paged {
         Paged {
-            keys: self.keys.ptr().at(layer * self.layer_bytes),
-            values: self.values.ptr().at(layer * self.layer_bytes),
+            keys: self.plane(&self.keys, layer),
+            values: self.plane(&self.values, layer),
             tables: self.tables.ptr(),
             positions: self.positions.ptr(),
             table_blocks: self.table_blocks,
@@ -187,53 +187,51 @@ impl Room {
             dim: DIM,
         }
     }
-}
 
-struct Model {
-    embedding: Matrix,
-    layers: Vec<[Matrix; 4]>,
-    head: Matrix,
+    /// The work of one decode step, the choice of tokens included.
+    fn step(&self, gpu: &Gpu, mut decoder: Decoder) -> Vec<Work> {
+        for (index, layer) in decoder.layers.iter_mut().enumerate() {
+            (layer.attn_gamma, layer.ffn_gamma) = (self.ones.ptr(), self.ones.ptr());
+            (layer.keys, layer.values) = (self.plane(&self.keys, index), self.plane(&self.values, index));
+        }
+        (decoder.gamma, decoder.rope) = (self.ones.ptr(), self.rope.ptr());
+        let words = self.words.ptr();
+        let (tokens, from, chosen) = (words, words.at(self.rows * 4), words.at(self.rows * 8));
+        let (positions, tables, table_blocks) = (self.positions.ptr(), self.tables.ptr(), self.table_blocks);
+        let told = Told { tokens, from, chosen, positions, tables, table_blocks };
+        let mut work = decoder.forward(gpu, &self.room, &told, &Plan::decode(self.rows));
+        let (logits, asks) = (self.room.logits, self.asks.ptr());
+        let choice = Choice { logits, asks, counts: Ptr::NONE, bans: Ptr::NONE, chosen };
+        work.push(Work::Call(rows::choose(&choice, self.rows, VOCABULARY)));
+        work
+    }
 }
 
 const LAYER: [(usize, usize); 4] = [(QKV, HIDDEN), (HIDDEN, HIDDEN), (2 * FF, HIDDEN), (HIDDEN, FF)];
 
-/// The calls of one decode step.
-fn step(kernels: &Kernels, element: Element, model: &Model, room: &Room, rows: usize) -> Vec<Call> {
-    let gpu = kernels.gpu();
-    let mut calls = Vec::new();
-    let (stream, ready) = (room.stream.ptr(), room.ready.ptr());
-    // Up to eight rows are normed on the way in, more before.
-    let fused = product::norms_itself(gpu, model.head.packing, rows, HIDDEN);
-    let input = |calls: &mut Vec<Call>| {
-        if fused {
-            return Input::Stream { x: stream, gamma: room.ones.ptr(), eps: 1e-5, rows };
-        }
-        calls.push(rows::norm(element, stream, room.ones.ptr(), 1e-5, Ptr::NONE, (rows, HIDDEN), ready));
-        Input::Ready { x: ready, rows }
+fn matrix(packing: Packing, rows: usize, k: usize) -> Matrix {
+    Matrix { packing, rows, k, quants: Ptr::NONE, scales: Ptr::NONE }
+}
+
+/// The shape's weights from wherever; gains, cache and rotary table are `Bench`'s.
+fn decoder(element: Element, weight: impl Fn(usize, usize) -> Matrix, layers: usize) -> Decoder {
+    let layer = |_| {
+        let [qkv, o, gate_up, down] = LAYER.map(|(out, k)| weight(out, k));
+        let none = Ptr::NONE;
+        Layer { attn_gamma: none, qkv, o, ffn_gamma: none, gate_up, down, keys: none, values: none }
     };
-    let words = room.words.ptr();
-    let (tokens, from, chosen) = (words, words.at(rows * 4), words.at(rows * 8));
-    calls.push(rows::embed(element, &model.embedding, rows, tokens, (from, chosen), stream));
-    // As many blocks as fill the machine once.
-    let segments = (2 * gpu.multiprocessors as usize).div_ceil(rows * KV_HEADS);
-    for (layer, [qkv, o, gate_up, down]) in model.layers.iter().enumerate() {
-        let (paged, queries, seen, hidden) =
-            (room.paged(layer), room.queries.ptr(), room.seen.ptr(), room.hidden.ptr());
-        let normed = input(&mut calls);
-        calls.push(product::qkv(gpu, element, qkv, &normed, &paged, room.rope.ptr(), queries));
-        let (scratch, scale) = ((room.partial.ptr(), room.done.ptr()), 1.0 / (DIM as f32).sqrt());
-        calls.push(attention::decode(element, &paged, rows, scale, queries, scratch, seen, segments));
-        calls.push(product::add(gpu, element, o, seen, rows, stream));
-        let normed = input(&mut calls);
-        calls.push(product::gate_up(gpu, element, gate_up, &normed, hidden));
-        calls.push(product::add(gpu, element, down, hidden, rows, stream));
+    Decoder {
+        element,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        dim: DIM,
+        eps: 1e-5,
+        embedding: weight(VOCABULARY, HIDDEN),
+        layers: (0..layers).map(layer).collect(),
+        gamma: Ptr::NONE,
+        head: weight(VOCABULARY, HIDDEN),
+        rope: Ptr::NONE,
     }
-    let normed = input(&mut calls);
-    calls.push(product::head(gpu, element, &model.head, &normed, room.logits.ptr()));
-    let choice =
-        Choice { logits: room.logits.ptr(), asks: room.asks.ptr(), counts: Ptr::NONE, bans: Ptr::NONE, chosen };
-    calls.push(rows::choose(&choice, rows, VOCABULARY));
-    calls
 }
 
 fn launch(kernels: &Kernels, calls: &[Call]) -> Result<()> {
@@ -273,19 +271,19 @@ fn products(kernels: &Kernels, random: &mut Random, element: Element, packing: P
     let head = bytes_of(packing, &[(VOCABULARY, HIDDEN)]);
     let spread = (SPREAD_BYTES.max(2 * head.0), SPREAD_BYTES.max(2 * head.1));
     let arena = Arena::new(kernels, random, packing, element, spread)?;
-    let room = Room::new(kernels, random, 64, 512, 1)?;
+    let room = Bench::new(kernels, random, 64, 512, 1)?;
     let gpu = kernels.gpu();
     for rows in [1, 8, 64] {
-        let stream = Input::Stream { x: room.stream.ptr(), gamma: room.ones.ptr(), eps: 1e-5, rows };
-        let ready = Input::Ready { x: room.ready.ptr(), rows };
+        let stream = Input::Stream { x: room.room.stream, gamma: room.ones.ptr(), eps: 1e-5, rows };
+        let ready = Input::Ready { x: room.room.ready, rows };
         let input = if product::norms_itself(gpu, packing, rows, HIDDEN) { stream } else { ready };
-        let (paged, rope, queries) = (room.paged(0), room.rope.ptr(), room.queries.ptr());
+        let (paged, rope, queries) = (room.paged(0), room.rope.ptr(), room.room.queries);
         let call = |name: &str, matrix: &Matrix| match name {
             "qkv" => product::qkv(gpu, element, matrix, &input, &paged, rope, queries),
-            "o" => product::add(gpu, element, matrix, room.seen.ptr(), rows, room.stream.ptr()),
-            "gate_up" => product::gate_up(gpu, element, matrix, &input, room.hidden.ptr()),
-            "down" => product::add(gpu, element, matrix, room.hidden.ptr(), rows, room.stream.ptr()),
-            _ => product::head(gpu, element, matrix, &input, room.logits.ptr()),
+            "o" => product::add(gpu, element, matrix, room.room.seen, rows, room.room.stream),
+            "gate_up" => product::gate_up(gpu, element, matrix, &input, room.room.hidden),
+            "down" => product::add(gpu, element, matrix, room.room.hidden, rows, room.room.stream),
+            _ => product::head(gpu, element, matrix, &input, room.room.logits),
         };
         let shapes = [
             ("qkv", LAYER[0]),
@@ -311,19 +309,19 @@ fn attention_and_rows(kernels: &Kernels, random: &mut Random, element: Element, 
     for (rows, context) in [(1, 512), (1, 8192), (16, 2048), (64, 512)] {
         let per_layer = 2 * rows * KV_HEADS * (context + 1) * DIM * 2;
         let layers = (SPREAD_BYTES / per_layer).clamp(2, TURNS);
-        let room = Room::new(kernels, random, rows, context, layers)?;
+        let room = Bench::new(kernels, random, rows, context, layers)?;
         let segments = (2 * kernels.gpu().multiprocessors as usize).div_ceil(rows * KV_HEADS);
-        let scratch = (room.partial.ptr(), room.done.ptr());
+        let scratch = (room.room.partial, room.room.done);
         let call = |turn: usize| {
             let paged = room.paged(turn % layers);
-            attention::decode(element, &paged, rows, scale, room.queries.ptr(), scratch, room.seen.ptr(), segments)
+            attention::decode(element, &paged, rows, scale, room.room.queries, scratch, room.room.seen, segments)
         };
         let calls: Vec<Call> = (0..TURNS).map(call).collect();
         let took = seconds(kernels, |kernels| launch(kernels, &calls))? / TURNS as f64;
         line(&format!("decode at {context}"), "-", rows, per_layer, took, copy);
     }
     let rows = 2048;
-    let room = Room::new(kernels, random, rows, 0, 1)?;
+    let room = Bench::new(kernels, random, rows, 0, 1)?;
     let y = Memory::zeros(kernels, rows * 2 * FF * 2)?;
     let runs = attention::prefill_tiles(&[(0, rows)], HEADS, KV_HEADS);
     let tiles = Memory::of(kernels, &bytes(&runs))?;
@@ -332,15 +330,15 @@ fn attention_and_rows(kernels: &Kernels, random: &mut Random, element: Element, 
         Memory::of(kernels, &bytes(&(0..rows / 64).map(|block| block as u32).collect::<Vec<_>>().repeat(rows)))?;
     let paged = Paged { tables: prompt.ptr(), positions: positions.ptr(), table_blocks: rows / 64, ..room.paged(0) };
     let rope = Memory::of(kernels, &bytes(&vec![0.7f32; rows * DIM]))?;
-    let (ones, stream, ready) = (room.ones.ptr(), room.stream.ptr(), room.ready.ptr());
+    let (ones, stream, ready) = (room.ones.ptr(), room.room.stream, room.room.ready);
     let row_calls = [
         ("norm", rows * HIDDEN * 6, rows::norm(element, stream, ones, 1e-5, Ptr::NONE, (rows, HIDDEN), ready)),
-        ("place", rows * QKV * 4, rows::place(element, &paged, rope.ptr(), y.ptr(), rows, room.queries.ptr())),
-        ("swiglu", rows * FF * 6, rows::swiglu(element, y.ptr(), rows, FF, room.hidden.ptr())),
+        ("place", rows * QKV * 4, rows::place(element, &paged, rope.ptr(), y.ptr(), rows, room.room.queries)),
+        ("swiglu", rows * FF * 6, rows::swiglu(element, y.ptr(), rows, FF, room.room.hidden)),
         (
             "prefill",
             rows * (2 * HEADS + 2 * KV_HEADS) * DIM * 2,
-            attention::prefill(element, &paged, scale, room.queries.ptr(), (tiles.ptr(), runs.len()), room.seen.ptr()),
+            attention::prefill(element, &paged, scale, room.room.queries, (tiles.ptr(), runs.len()), room.room.seen),
         ),
     ];
     for (name, moved, call) in row_calls {
@@ -370,17 +368,14 @@ fn steps(kernels: &Kernels, random: &mut Random, element: Element, packing: Pack
     }
     let all = (ends.0 + layers * layer.0, ends.1 + layers * layer.1);
     let arena = Arena::new(kernels, random, packing, element, all)?;
-    let model = Model {
-        embedding: arena.matrix(VOCABULARY, HIDDEN),
-        layers: (0..layers).map(|_| LAYER.map(|(out, k)| arena.matrix(out, k))).collect(),
-        head: arena.matrix(VOCABULARY, HIDDEN),
-    };
+    let model = decoder(element, |rows, k| arena.matrix(rows, k), layers);
     // The embedding's rows are next to nothing.
     let read = (all.0 + all.1) - (ends.0 + ends.1) / 2;
     for rows in BATCHES {
-        let room = Room::new(kernels, random, rows, 511, layers)?;
-        let calls = step(kernels, element, &model, &room, rows);
-        let took = seconds(kernels, |kernels| launch(kernels, &calls))?;
+        let room = Bench::new(kernels, random, rows, 511, layers)?;
+        let work = room.step(kernels.gpu(), model.clone());
+        // SAFETY: as of `launch`.
+        let took = seconds(kernels, |kernels| work.iter().try_for_each(|work| unsafe { kernels.run(work) }))?;
         let rate = read as f64 / took;
         println!(
             "| {} | {layers} | {rows} | {:.3} | {:.0} | {:.0} | {:.0} % |",

@@ -23,6 +23,8 @@ pub struct Emulated {
     ran: Cell<u64>,
     /// All there ever was: whatever is queued finds it.
     memory: RefCell<Vec<Rc<Host>>>,
+    /// What of it a device would have to have.
+    device_bytes: Rc<Cell<usize>>,
 }
 
 enum Queued {
@@ -55,13 +57,19 @@ impl Memory for Plain {
 
 impl Emulated {
     pub fn new(emulator: Emulator) -> Emulated {
-        let (queue, memory) = (RefCell::default(), RefCell::default());
-        Emulated { emulator, queue, queued: Cell::new(0), ran: Cell::new(0), memory }
+        let (queue, memory, device_bytes) = (RefCell::default(), RefCell::default(), Rc::default());
+        Emulated { emulator, queue, queued: Cell::new(0), ran: Cell::new(0), memory, device_bytes }
     }
 
-    /// How much was queued so far: launches, products of the library, and copies.
-    pub fn queued(&self) -> u64 {
-        self.queued.get()
+    /// How much of a device's memory was taken so far.
+    pub fn device_bytes(&self) -> Rc<Cell<usize>> {
+        self.device_bytes.clone()
+    }
+
+    fn memory(&self, bytes: usize) -> Plain {
+        let host = Rc::new(Host::of(vec![0; bytes.div_ceil(16)]));
+        self.memory.borrow_mut().push(host.clone());
+        Plain { host, bytes }
     }
 
     fn queue(&self, what: Queued) -> u64 {
@@ -102,9 +110,8 @@ impl Stream for Emulated {
     }
 
     fn zeros(&self, bytes: usize) -> Result<Plain> {
-        let host = Rc::new(Host::of(vec![0; bytes.div_ceil(16)]));
-        self.memory.borrow_mut().push(host.clone());
-        Ok(Plain { host, bytes })
+        self.device_bytes.set(self.device_bytes.get() + bytes);
+        Ok(self.memory(bytes))
     }
 
     fn write(&self, memory: &mut Plain, at: usize, bytes: &[u8]) -> Result<()> {
@@ -141,7 +148,7 @@ impl Stream for Emulated {
     }
 
     fn staged(&self, bytes: usize) -> Result<Staged> {
-        Ok(Staged { memory: self.zeros(bytes.next_multiple_of(8))?, after: 0 })
+        Ok(Staged { memory: self.memory(bytes.next_multiple_of(8)), after: 0 })
     }
 
     fn ready<'a>(&self, staged: &'a mut Staged) -> Result<&'a mut [u64]> {
