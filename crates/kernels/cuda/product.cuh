@@ -185,12 +185,11 @@ template <class T, template <class> class F, class Op, bool NORM> DEVICE void pr
 
 // ---- What becomes of a product ----
 
-/// The residual stream takes the product in: x[n][m] += y[n][m], f32, in place.
-template <class T> struct Add {
+/// f32 [rows, m], a tile for sixteen weight rows as they come: y[n][m], or with `ONTO` what is there takes it in.
+template <class T, bool ONTO> struct Whole {
     struct Params {
         Product product;
-        /// [rows, m]
-        float* stream;
+        float* to;
     };
     DEVICE static int tiles(const Params& p) { return (p.product.weight.rows + 15) / 16; }
     /// A matrix may end within a tile: its last row stands in, and is not stored.
@@ -198,28 +197,15 @@ template <class T> struct Add {
     DEVICE static int row_b(const Params& p, int tile, int g) { return min(tile * 16 + 8 + g, p.product.weight.rows - 1); }
     DEVICE static void store(const Params& p, int tile, int g, int n, float a, float b) {
         int rows = p.product.weight.rows, m = tile * 16 + g;
-        float* stream = p.stream + size_t(n) * rows;
-        if (m < rows) stream[m] += a;
-        if (m + 8 < rows) stream[m + 8] += b;
+        float* to = p.to + size_t(n) * rows;
+        if (m < rows) to[m] = ONTO ? to[m] + a : a;
+        if (m + 8 < rows) to[m + 8] = ONTO ? to[m + 8] + b : b;
     }
 };
-
-/// The logits, f32 [rows, m].
-template <class T> struct Head {
-    struct Params {
-        Product product;
-        float* logits;
-    };
-    DEVICE static int tiles(const Params& p) { return (p.product.weight.rows + 15) / 16; }
-    DEVICE static int row_a(const Params& p, int tile, int g) { return min(tile * 16 + g, p.product.weight.rows - 1); }
-    DEVICE static int row_b(const Params& p, int tile, int g) { return min(tile * 16 + 8 + g, p.product.weight.rows - 1); }
-    DEVICE static void store(const Params& p, int tile, int g, int n, float a, float b) {
-        int rows = p.product.weight.rows, m = tile * 16 + g;
-        float* logits = p.logits + size_t(n) * rows;
-        if (m < rows) logits[m] = a;
-        if (m + 8 < rows) logits[m + 8] = b;
-    }
-};
+/// The residual stream.
+template <class T> using Add = Whole<T, true>;
+/// The logits.
+template <class T> using Head = Whole<T, false>;
 
 /// h[n][j] = SiLU(gate) * up in `T`, from the stacked matrix of ff gate rows above ff up rows; ff a multiple of 8.
 template <class T> struct GateUp {

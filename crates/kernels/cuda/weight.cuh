@@ -31,6 +31,24 @@ DEVICE uint4 quants_of(const Weight& w, int row, int group, int t) {
     return load_once(static_cast<const char*>(w.quants) + (size_t(row) * w.groups + group) * 64 + t * 16);
 }
 
+/// The same with `WORDS` words of scales behind the group.
+template <int WORDS> DEVICE Raw<WORDS> scaled_quants_of(const Weight& w, int row, int group, int t) {
+    Raw<WORDS> r;
+    r.values = quants_of(w, row, group, t);
+    const uint32_t* scales = static_cast<const uint32_t*>(w.scales) + (size_t(row) * w.groups + group) * WORDS;
+    if constexpr (WORDS == 1) {
+        r.scales[0] = *scales;
+    } else if constexpr (WORDS == 2) {
+        uint2 s = load<uint2>(scales);
+        r.scales[0] = s.x;
+        r.scales[1] = s.y;
+    } else {
+        uint4 s = load<uint4>(scales);
+        for (int i = 0; i < WORDS; i++) r.scales[i] = word(s, i);
+    }
+    return r;
+}
+
 /// bf16 or f16 as they are. `AHEAD` groups of two rows are on their way to a thread at once: as many as registers allow.
 template <class T> struct Plain {
     static constexpr int CHUNKS = 1, AHEAD = 4;
@@ -52,12 +70,7 @@ template <class T> struct Q8_0 {
     static constexpr int CHUNKS = 2, AHEAD = 4;
     static constexpr bool BLOCK_SCALES = true, BLOCK_OFFSETS = false, ROW_SCALES = false;
     using Read = Raw<1>;
-    DEVICE static Read read(const Weight& w, int row, int group, int t) {
-        Read r;
-        r.values = quants_of(w, row, group, t);
-        r.scales[0] = static_cast<const uint32_t*>(w.scales)[size_t(row) * w.groups + group];
-        return r;
-    }
+    DEVICE static Read read(const Weight& w, int row, int group, int t) { return scaled_quants_of<1>(w, row, group, t); }
     DEVICE static void unpack(const Read& r, int chunk, uint32_t (&pairs)[4]) {
         for (int i = 0; i < 4; i++) pairs[i] = T::from_signed(word(r.values, 2 * chunk + i / 2) >> (i % 2 * 8) & 0x00ff00ffu);
     }
@@ -72,14 +85,7 @@ template <class T> struct Q4_0 {
     static constexpr int CHUNKS = 4, AHEAD = 4;
     static constexpr bool BLOCK_SCALES = true, BLOCK_OFFSETS = false, ROW_SCALES = false;
     using Read = Raw<2>;
-    DEVICE static Read read(const Weight& w, int row, int group, int t) {
-        Read r;
-        r.values = quants_of(w, row, group, t);
-        uint2 s = static_cast<const uint2*>(w.scales)[size_t(row) * w.groups + group];
-        r.scales[0] = s.x;
-        r.scales[1] = s.y;
-        return r;
-    }
+    DEVICE static Read read(const Weight& w, int row, int group, int t) { return scaled_quants_of<2>(w, row, group, t); }
     DEVICE static void unpack(const Read& r, int chunk, uint32_t (&pairs)[4]) {
         for (int i = 0; i < 4; i++) pairs[i] = T::from_nibbles(nibbles(r.values, chunk, i), true);
     }
@@ -95,13 +101,7 @@ template <class T> struct Q4_1 {
     static constexpr int CHUNKS = 4, AHEAD = 2;
     static constexpr bool BLOCK_SCALES = true, BLOCK_OFFSETS = true, ROW_SCALES = false;
     using Read = Raw<4>;
-    DEVICE static Read read(const Weight& w, int row, int group, int t) {
-        Read r;
-        r.values = quants_of(w, row, group, t);
-        uint4 s = static_cast<const uint4*>(w.scales)[size_t(row) * w.groups + group];
-        for (int i = 0; i < 4; i++) r.scales[i] = word(s, i);
-        return r;
-    }
+    DEVICE static Read read(const Weight& w, int row, int group, int t) { return scaled_quants_of<4>(w, row, group, t); }
     DEVICE static void unpack(const Read& r, int chunk, uint32_t (&pairs)[4]) {
         for (int i = 0; i < 4; i++) pairs[i] = T::from_nibbles(nibbles(r.values, chunk, i), false);
     }
