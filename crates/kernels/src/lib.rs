@@ -5,6 +5,7 @@
 
 pub mod attend;
 pub mod attention;
+pub mod bandwidth;
 #[cfg(any(feature = "cuda", test))]
 pub mod cuda;
 pub mod format;
