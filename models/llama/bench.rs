@@ -4,11 +4,12 @@
 use std::time::Instant;
 
 use kernels::attention::BLOCK;
-use kernels::op::{self, Ask};
+use kernels::op::Ask;
 use prediction::{LoadSpec, PredictError};
 
-use super::net::Rows;
+use super::engine::{Chosen, Engine};
 use super::pipeline::{Pipeline, device_error};
+use super::rows::Rows;
 use crate::{BenchResult, BenchShape, StepTimes, Told};
 
 /// Prompt tokens in one forward.
@@ -28,14 +29,15 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
     let began = Instant::now();
     let mut pipeline = Pipeline::with_cache(&spec, Some(most(blocks)), &mut |line| told(Told::Line(line)))?;
     let load_s = began.elapsed().as_secs_f64();
-    let bandwidth_bytes_per_s = kernels::bandwidth::read_bytes_per_s(&pipeline.net.pool);
+    let bandwidth_bytes_per_s = pipeline.engine.bandwidth().map_err(device_error)?;
 
     for shape in shapes {
-        measure(&mut pipeline, &BenchShape { decode_tokens: 1, ..*shape })?;
-        let times = measure(&mut pipeline, shape)?;
+        measure(&mut *pipeline.engine, &BenchShape { decode_tokens: 1, ..*shape })?;
+        let times = measure(&mut *pipeline.engine, shape)?;
         let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
         let decode_s = times.steps.total_s().max(f64::MIN_POSITIVE);
         let token_p50_s = times.steps.quantile_s(0.5);
+        let positions = batch * (prompt_tokens + decode_tokens / 2);
         told(Told::Result(BenchResult {
             load_s,
             time_to_first_token_s: times.first_token_s,
@@ -43,13 +45,13 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
             decode_tokens_per_s: (batch * decode_tokens) as f64 / decode_s,
             token_p50_s,
             token_p99_s: times.steps.quantile_s(0.99),
-            read_bytes_per_s: step_bytes(&pipeline, shape) / token_p50_s.max(f64::MIN_POSITIVE),
+            read_bytes_per_s: pipeline.engine.step_bytes(positions) as f64 / token_p50_s.max(f64::MIN_POSITIVE),
             bandwidth_bytes_per_s,
             prompt_tokens,
             decode_tokens,
             batch,
-            threads: pipeline.net.pool.threads(),
-            weights_bytes: pipeline.net.bytes(),
+            threads: pipeline.threads,
+            weights_bytes: pipeline.engine.weights_bytes(),
         }));
     }
     Ok(())
@@ -60,15 +62,6 @@ fn blocks(shape: &BenchShape) -> usize {
     shape.batch * (shape.prompt_tokens + shape.decode_tokens).div_ceil(BLOCK)
 }
 
-/// What one step in the middle of the decoding reads: all weights but those of an embedding of its own, of which it is a
-/// row for each prediction, and the keys and values of every position so far.
-fn step_bytes(pipeline: &Pipeline, shape: &BenchShape) -> f64 {
-    let net = &pipeline.net;
-    let weights = net.bytes() - net.head.as_ref().map_or(0, |_| net.embed.bytes());
-    let position = pipeline.cache.bytes() as f64 / (pipeline.cache.blocks * BLOCK) as f64;
-    weights as f64 + position * (shape.batch * (shape.prompt_tokens + shape.decode_tokens / 2)) as f64
-}
-
 /// Seconds of one pass.
 struct Times {
     first_token_s: f64,
@@ -76,7 +69,7 @@ struct Times {
     steps: StepTimes,
 }
 
-fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, PredictError> {
+fn measure(engine: &mut dyn Engine, shape: &BenchShape) -> Result<Times, PredictError> {
     let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
     // Every prediction has its blocks from the start, none of them shared.
     let own = (prompt_tokens + decode_tokens).div_ceil(BLOCK);
@@ -87,15 +80,16 @@ fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, Predict
     let mut first_token_s = 0.0;
     let mut said = Vec::with_capacity(batch);
     for slot in 0..batch {
-        let prompt = prompt(slot as u64, prompt_tokens, pipeline.net.vocabulary() as u64);
+        let prompt = prompt(slot as u64, prompt_tokens, engine.vocabulary() as u64);
         let mut last = 0;
         for (index, part) in prompt.chunks(CHUNK_TOKENS).enumerate() {
             rows.clear();
             rows.push(table(slot), index * CHUNK_TOKENS, part);
             if (index + 1) * CHUNK_TOKENS >= prompt_tokens {
-                rows.want_last();
+                rows.want_last(slot as u64);
             }
-            if let Some(&token) = step(pipeline, &rows)?.first() {
+            let asks = vec![Ask::greedy(); rows.wanted().len()];
+            if let Some(&token) = tokens(engine.step(&rows, &asks).map_err(device_error)?)?.first() {
                 last = token;
             }
         }
@@ -106,29 +100,41 @@ fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, Predict
     }
     let prefill_s = began.elapsed().as_secs_f64();
 
-    let mut steps = StepTimes::default();
+    let (mut steps, mut began) = (StepTimes::default(), Instant::now());
+    let (asks, ahead) = (vec![Ask::greedy(); batch], engine.looks_ahead());
     for position in prompt_tokens..prompt_tokens + decode_tokens {
-        let began = Instant::now();
+        // Where the engine can, a step is sent before the tokens of the last one are taken, as the pipeline does it.
+        let known = !ahead || position == prompt_tokens;
         rows.clear();
         for (slot, token) in said.iter().enumerate() {
-            rows.push(table(slot), position, &[*token]);
-            rows.want_last();
+            match known {
+                true => rows.push(table(slot), position, &[*token]),
+                false => rows.push_next(table(slot), position, slot),
+            }
+            rows.want_last(slot as u64);
         }
-        said = step(pipeline, &rows)?;
-        steps.push(began.elapsed().as_secs_f64());
+        engine.send(&rows, &asks).map_err(device_error)?;
+        if !ahead || position > prompt_tokens {
+            said = tokens(engine.take().map_err(device_error)?)?;
+            steps.push(lap(&mut began));
+        }
+    }
+    if ahead && decode_tokens > 0 {
+        tokens(engine.take().map_err(device_error)?)?;
+        steps.push(lap(&mut began));
     }
     Ok(Times { first_token_s, prefill_s, steps })
 }
 
-/// The likeliest token of every wanted row.
-fn step(pipeline: &mut Pipeline, rows: &Rows) -> Result<Vec<u32>, PredictError> {
-    let Some(logits) = pipeline.net.forward(rows, &mut pipeline.cache).map_err(device_error)? else {
-        return Ok(Vec::new());
-    };
-    let asks = vec![Ask::greedy(); logits.dim(0).map_err(device_error)?];
-    let chosen = op::sample(&logits, &asks, &pipeline.net.pool).map_err(device_error)?;
-    let chosen = chosen.into_iter().collect::<Result<_, _>>();
-    chosen.map_err(|_| PredictError::Operator("the logits are no numbers".into()))
+/// Seconds since `began`, which is now.
+fn lap(began: &mut Instant) -> f64 {
+    let now = Instant::now();
+    now.duration_since(std::mem::replace(began, now)).as_secs_f64()
+}
+
+fn tokens(chosen: Vec<Chosen>) -> Result<Vec<u32>, PredictError> {
+    let tokens = chosen.into_iter().collect::<Result<_, _>>();
+    tokens.map_err(|_| PredictError::Operator("the logits are no numbers".into()))
 }
 
 /// Token ids that look like nothing in particular: a linear congruence over the slot's number.

@@ -14,8 +14,9 @@ use prediction::PredictError;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-use super::net::{Cache, Net, Rows};
+use super::engine::{Engine, Place};
 use super::pipeline::device_error;
+use super::rows::Rows;
 use super::template::Chat;
 use super::weights::{Opened, Storage};
 
@@ -137,38 +138,36 @@ pub fn errors(
         _ => None,
     };
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
-    let net = opened.net(device, &pool, precision)?;
-    let vocabulary = net.vocabulary();
+    let positions = golden.prompt_ids.len() + golden.greedy_ids.len();
+    let blocks = positions.div_ceil(BLOCK);
+    let place = Place { device, pool: &pool, precision, blocks, context: positions, batch_invariant: false };
+    let mut engine = opened.engine(&place, &mut |_| ())?;
+    let vocabulary = engine.vocabulary();
     if let Some(id) = golden.prompt_ids.iter().find(|&&id| id as usize >= vocabulary) {
         return Err(PredictError::Operator(format!(
             "the golden's prompt has token {id}; the weights have {vocabulary}"
         )));
     }
-    let positions = golden.prompt_ids.len() + golden.greedy_ids.len();
-    let blocks = positions.div_ceil(BLOCK);
-    let mut cache = Cache::new(&net, blocks, positions, opened.cache_dtype(precision)?).map_err(device_error)?;
     let mut logits = Vec::new();
     for (index, part) in golden.prompt_ids.chunks(chunk).enumerate() {
-        logits = last_logits(&net, &mut cache, index * chunk, part)?;
+        logits = last_logits(&mut *engine, index * chunk, part)?;
     }
     let last = relative(&logits, &golden.last_logits);
     let mut said = Vec::with_capacity(golden.greedy_ids.len());
     while said.len() < golden.greedy_ids.len() {
         let (token, _) = greatest(&logits).map_err(|_| PredictError::Operator("the logits are no numbers".into()))?;
         said.push(token);
-        logits = last_logits(&net, &mut cache, golden.prompt_ids.len() + said.len() - 1, &[token])?;
+        logits = last_logits(&mut *engine, golden.prompt_ids.len() + said.len() - 1, &[token])?;
     }
     Ok(Errors { prompt_ids, last_logits: last, greedy_ids: id_error(&said, &golden.greedy_ids) })
 }
 
-fn last_logits(net: &Net, cache: &mut Cache, position: usize, tokens: &[u32]) -> Result<Vec<f32>, PredictError> {
-    let table: Vec<u32> = (0..cache.blocks as u32).collect();
+fn last_logits(engine: &mut dyn Engine, position: usize, tokens: &[u32]) -> Result<Vec<f32>, PredictError> {
+    let table: Vec<u32> = (0..engine.blocks() as u32).collect();
     let mut rows = Rows::default();
     rows.push(&table, position, tokens);
-    rows.want_last();
-    let logits = net.forward(&rows, cache).map_err(device_error)?;
-    let logits = logits.map(|logits| logits.flatten_all().and_then(|all| all.to_vec1::<f32>()));
-    Ok(logits.transpose().map_err(device_error)?.unwrap_or_default())
+    rows.want_last(0);
+    engine.logits(&rows).map_err(device_error)
 }
 
 /// max|a-b| / max|b|; infinite where the lengths differ.

@@ -1,18 +1,20 @@
 //! Llama: any model of that architecture (Llama 2 to 3.3, SmolLM2, TinyLlama), from GGUF or safetensors.
 //!
 //! A prediction's way: `input` (what was asked) → `template` and `tokenizer` (what the model reads) → `pipeline`, which
-//! asks `schedule` (who shares a step) and `blocks` (where it is kept), then `net` (the forward) and `sampler` (a token) →
-//! `running` and `text` (what may be shown).
+//! asks `schedule` (who shares a step) and `blocks` (where it is kept), then an `engine` (the forward, `net`, and the choice of
+//! a token by what `sampler` asks) → `running` and `text` (what may be shown).
 
 mod bench;
 mod blocks;
 mod config;
+mod engine;
 mod files;
 pub mod golden;
 mod input;
 mod needs;
 mod net;
 mod pipeline;
+mod rows;
 mod running;
 mod sampler;
 mod schedule;

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Error, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use kernels::Pool;
-use kernels::attention::BLOCK;
-use kernels::op::{self, KvCache, Linear, Places, RopeTable};
+use kernels::op::{self, KvCache, Linear, RopeTable};
 
 use super::config::Config;
+use super::rows::Rows;
 
 pub struct Net {
     pub config: Config,
@@ -41,72 +41,6 @@ pub struct Cache {
     pub context: usize,
 }
 
-/// The rows of one forward, and the blocks of the sequences they belong to (see [`Places`]).
-#[derive(Debug, Clone)]
-pub struct Rows {
-    tokens: Vec<u32>,
-    sequences: Vec<u32>,
-    positions: Vec<u32>,
-    starts: Vec<u32>,
-    blocks: Vec<u32>,
-    /// Rows whose logits are wanted.
-    wanted: Vec<u32>,
-}
-
-impl Default for Rows {
-    fn default() -> Self {
-        let (tokens, sequences, positions) = (Vec::new(), Vec::new(), Vec::new());
-        Self { tokens, sequences, positions, starts: vec![0], blocks: Vec::new(), wanted: Vec::new() }
-    }
-}
-
-impl Rows {
-    /// No rows; their memory stays.
-    pub fn clear(&mut self) {
-        for list in [&mut self.tokens, &mut self.sequences, &mut self.positions, &mut self.blocks, &mut self.wanted] {
-            list.clear();
-        }
-        self.starts.truncate(1);
-    }
-
-    /// `tokens` of another sequence, the first of them at `position`; every earlier position has been through. Its blocks
-    /// are those of `table`, the ones behind the last position left out.
-    pub fn push(&mut self, table: &[u32], position: usize, tokens: &[u32]) {
-        let (sequence, end) = (self.starts.len() - 1, position + tokens.len());
-        self.tokens.extend_from_slice(tokens);
-        self.sequences.extend(std::iter::repeat_n(sequence as u32, tokens.len()));
-        self.positions.extend((position..end).map(|p| p as u32));
-        self.blocks.extend(table.iter().take(end.div_ceil(BLOCK)));
-        self.starts.push(self.blocks.len() as u32);
-    }
-
-    /// The logits of the row pushed last are wanted, behind those wanted before.
-    pub fn want_last(&mut self) {
-        self.wanted.push(self.tokens.len() as u32 - 1);
-    }
-
-    /// Where the rows stand.
-    pub fn places(&self) -> Result<Places<'_>> {
-        self.placed(&self.sequences, &self.positions)
-    }
-
-    fn placed<'a>(&'a self, sequences: &'a [u32], positions: &'a [u32]) -> Result<Places<'a>> {
-        Places::new(sequences, positions, &self.starts, &self.blocks).map_err(Error::msg)
-    }
-
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-}
-
 impl Cache {
     /// Memory: `blocks * 64 * Config::cache_elements_per_position * size of dtype`, touched as positions are written.
     pub fn new(net: &Net, blocks: usize, context: usize, dtype: DType) -> Result<Self> {
@@ -125,9 +59,12 @@ impl Net {
     /// Logits `[wanted, vocabulary]`. Keys and values of every row are in the cache afterwards.
     pub fn forward(&self, rows: &Rows, cache: &mut Cache) -> Result<Option<Tensor>> {
         let Config { heads, kv_heads, head_dim, norm_eps, .. } = self.config;
-        let Rows { tokens, wanted, .. } = rows;
+        let (tokens, wanted) = (rows.tokens(), rows.wanted());
+        if !rows.next().is_empty() {
+            candle_core::bail!("a row says what has not been chosen yet");
+        }
         let pick = |all: &[u32]| -> Vec<u32> { wanted.iter().map(|&row| all[row as usize]).collect() };
-        let (last_sequences, last_positions) = (pick(&rows.sequences), pick(&rows.positions));
+        let (last_sequences, last_positions) = (pick(rows.sequences()), pick(rows.positions()));
         let mut places = rows.places()?;
         let pool = &self.pool;
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -145,7 +82,7 @@ impl Net {
                 if wanted.is_empty() {
                     return Ok(None);
                 }
-                let ids = Tensor::new(wanted.as_slice(), &self.device)?;
+                let ids = Tensor::new(wanted, &self.device)?;
                 (q, x) = (q.contiguous()?.index_select(&ids, 0)?, x.index_select(&ids, 0)?);
                 places = rows.placed(&last_sequences, &last_positions)?;
             }

@@ -8,13 +8,14 @@ use std::time::Instant;
 use candle_core::Device;
 use kernels::Pool;
 use kernels::attention::BLOCK;
-use kernels::op;
+use kernels::op::NotANumber;
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, PredictError};
 
 use super::blocks::Blocks;
+use super::engine::{Engine, Place};
 use super::input::Asked;
 use super::needs::{Load, Needs};
-use super::net::{Cache, Net, Rows};
+use super::rows::Rows;
 use super::running::Running;
 use super::schedule::{Schedule, TooLong};
 use super::template::{self, Chat};
@@ -60,8 +61,9 @@ impl Model for Llama {
 }
 
 pub struct Pipeline {
-    pub net: Net,
-    pub cache: Cache,
+    pub engine: Box<dyn Engine>,
+    /// Of the CPU.
+    pub threads: usize,
     tokenizer: Tokenizer,
     /// None: the prompt is all the model reads (a base model).
     chat: Option<Chat>,
@@ -99,31 +101,31 @@ impl Pipeline {
         }
         let pool = Arc::new(Pool::new(threads));
         let precision = spec.precision.as_deref();
-        let dtype = opened.cache_dtype(precision)?;
         // The vocabulary is built while the weights are repacked.
-        let (net, words) = std::thread::scope(|scope| {
+        let batch_invariant = spec.batch_invariant;
+        let place = Place { device: &device, pool: &pool, precision, blocks, context, batch_invariant };
+        let (engine, words) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| opened.tokenizer());
-            let net = opened.load(&device, &pool, precision, report);
-            (net, tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            let engine = opened.engine(&place, report);
+            (engine, tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
-        let (net, (tokenizer, words)) = (net?, words?);
+        let (engine, (tokenizer, words)) = (engine?, words?);
         let chat = words.chat_template.map(|source| Chat::new(source, words.bos, words.eos));
         let chat = chat.transpose().map_err(PredictError::Operator)?;
-        let cache = Cache::new(&net, blocks, context, dtype).map_err(device_error)?;
         let kept = if device.is_cpu() { blocks / KEPT_SHARE } else { blocks };
-        let mut ends: Vec<u32> = net.config.ends.iter().copied().chain(tokenizer.usual_ends()).collect();
+        let mut ends: Vec<u32> = opened.config.ends.iter().copied().chain(tokenizer.usual_ends()).collect();
         ends.sort_unstable();
         ends.dedup();
         report(&format!(
             "{} MB of {} ready in {:.2} s; {slots} predictions of up to {context} tokens, {} in the cache, {threads} threads",
-            net.bytes() / 1_000_000,
+            engine.weights_bytes() / 1_000_000,
             opened.title().as_deref().unwrap_or("weights"),
             began.elapsed().as_secs_f64(),
             blocks * BLOCK,
         ));
         Ok(Self {
-            net,
-            cache,
+            engine,
+            threads,
             tokenizer,
             chat,
             ends,
@@ -145,7 +147,7 @@ impl Pipeline {
                 (system.iter().map(|text| format!("{text}\n\n")).collect::<String>() + &asked.prompt, false)
             }
         };
-        let limit = self.cache.context - 1;
+        let limit = self.engine.context() - 1;
         let too_long = |count: &str| {
             PredictError::FixInput(format!(
                 "Prompt is too long: {count} tokens; at most {limit} fit the context (E1002)"
@@ -163,7 +165,7 @@ impl Pipeline {
         if ids.is_empty() {
             return Err(PredictError::FixInput("A prompt is required: it has no tokens (E1001)".into()));
         }
-        let vocabulary = self.net.vocabulary();
+        let vocabulary = self.engine.vocabulary();
         match ids.iter().find(|&&id| id as usize >= vocabulary) {
             Some(id) => Err(PredictError::Operator(format!(
                 "The tokenizer knows token {id}, but the weights have {vocabulary}: they do not belong together"
@@ -188,7 +190,7 @@ impl Loaded for Pipeline {
         if self.schedule.len() >= self.slots {
             return Err(PredictError::RetryLater(format!("{} predictions are already running", self.slots)));
         }
-        let room = self.cache.context.min(self.schedule.most_positions()).saturating_sub(prompt.len());
+        let room = self.engine.context().min(self.schedule.most_positions()).saturating_sub(prompt.len());
         let running = Running::new(job.id, asked, &prompt, room, &self.ends, &self.tokenizer);
         let tokens = prompt.len();
         self.schedule.admit(running, prompt).map_err(|TooLong { needed, exist }| {
@@ -205,22 +207,16 @@ impl Loaded for Pipeline {
         self.schedule.plan(self.reading_budget(), &mut self.rows);
         self.schedule.planned().for_each(|running| running.start(emit));
         let began = Instant::now();
-        let logits = self.net.forward(&self.rows, &mut self.cache).map_err(device_error)?;
+        let asks: Vec<_> = self.schedule.wanted().map(Running::ask).collect();
+        let chosen = self.engine.step(&self.rows, &asks).map_err(device_error)?;
         if self.rows.len() >= MIN_MEASURED_ROWS {
             let row = began.elapsed().as_secs_f64() / self.rows.len() as f64;
             self.seconds_per_row = Some(self.seconds_per_row.map_or(row, |before| (before + row) / 2.0));
         }
-        let chosen = match logits {
-            Some(logits) => {
-                let asks: Vec<_> = self.schedule.wanted().map(Running::ask).collect();
-                op::sample(&logits, &asks, &self.net.pool).map_err(device_error)?
-            }
-            None => Vec::new(),
-        };
         let (tokenizer, mut chosen) = (&self.tokenizer, chosen.into_iter());
         self.schedule.ran(|running, past| {
             // Rows of logits come in the order of those that want them, one each.
-            let chosen = chosen.next().unwrap_or(Err(op::NotANumber));
+            let chosen = chosen.next().unwrap_or(Err(NotANumber));
             running.take(chosen, past, tokenizer, emit)
         });
         Ok(())
@@ -239,7 +235,7 @@ impl Loaded for Pipeline {
     }
 
     fn bytes(&self) -> u64 {
-        self.net.bytes() + self.cache.bytes()
+        self.engine.bytes()
     }
 }
 

@@ -17,15 +17,19 @@
 use kernels::attention::BLOCK;
 
 use super::blocks::{Blocks, Table};
-use super::net::Rows;
+use super::rows::Rows;
 
 pub struct Schedule<T> {
     blocks: Blocks,
     sequences: Vec<Sequence<T>>,
+    /// How many were ever admitted.
+    admitted: u64,
 }
 
 struct Sequence<T> {
     what: T,
+    /// Its name in every step: no other ever has it.
+    number: u64,
     /// The prompt and everything said.
     tokens: Vec<u32>,
     /// The last token was said, not read in the prompt.
@@ -83,7 +87,7 @@ impl<T> Sequence<T> {
 
 impl<T> Schedule<T> {
     pub fn new(blocks: Blocks) -> Self {
-        Self { blocks, sequences: Vec::new() }
+        Self { blocks, sequences: Vec::new(), admitted: 0 }
     }
 
     /// Positions that one sequence can have.
@@ -97,8 +101,10 @@ impl<T> Schedule<T> {
         if needed > self.blocks.count() {
             return Err(TooLong { needed, exist: self.blocks.count() });
         }
-        let (table, past) = (Table::default(), Past::default());
-        self.sequences.push(Sequence { what, tokens: prompt, speaks: false, written: 0, planned: 0, table, past });
+        let (table, past, number) = (Table::default(), Past::default(), self.admitted);
+        self.admitted += 1;
+        let sequence = Sequence { what, number, tokens: prompt, speaks: false, written: 0, planned: 0, table, past };
+        self.sequences.push(sequence);
         Ok(())
     }
 
@@ -129,7 +135,7 @@ impl<T> Schedule<T> {
     pub fn plan(&mut self, budget: usize, rows: &mut Rows) {
         rows.clear();
         self.make_room();
-        let Self { blocks, sequences } = self;
+        let Self { blocks, sequences, .. } = self;
         let mut budget = budget;
         let mut holders = sequences.iter().filter(|sequence| !sequence.waits()).count();
         let mut line_stands = false;
@@ -160,7 +166,7 @@ impl<T> Schedule<T> {
             let written = sequence.written;
             rows.push(sequence.table.blocks(), written, &sequence.tokens[written..written + sequence.planned]);
             if sequence.wanted() {
-                rows.want_last();
+                rows.want_last(sequence.number);
             }
         }
     }
@@ -169,7 +175,7 @@ impl<T> Schedule<T> {
     fn make_room(&mut self) {
         for index in 0..self.sequences.len() {
             loop {
-                let Self { blocks, sequences } = self;
+                let Self { blocks, sequences, .. } = self;
                 let sequence = &mut sequences[index];
                 if sequence.waits() || blocks.reserve(&mut sequence.table, sequence.tokens.len()) {
                     break;
@@ -186,7 +192,7 @@ impl<T> Schedule<T> {
     /// The step that was planned has been run. `turn` tells, in the order of [`Schedule::wanted`], what became of whom;
     /// those who ended are gone.
     pub fn ran(&mut self, mut turn: impl FnMut(&mut T, Past) -> Turn) {
-        let Self { blocks, sequences } = self;
+        let Self { blocks, sequences, .. } = self;
         sequences.retain_mut(|sequence| {
             let wanted = sequence.wanted();
             sequence.written += std::mem::take(&mut sequence.planned);
@@ -209,7 +215,7 @@ impl<T> Schedule<T> {
 
     /// Whoever this is leaves at once.
     pub fn cancel(&mut self, is: impl Fn(&T) -> bool) {
-        let Self { blocks, sequences } = self;
+        let Self { blocks, sequences, .. } = self;
         sequences.retain_mut(|sequence| {
             let leaves = is(&sequence.what);
             if leaves {

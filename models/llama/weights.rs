@@ -17,6 +17,7 @@ use runner::{Gguf, SafeTensors};
 use serde_json::Value;
 
 use super::config::Config;
+use super::engine::{Direct, Engine, Place};
 use super::files::{About, Files, Role, at, format_of, only_gguf};
 use super::net::{Layer, Net};
 use super::tokenizer::{Tokenizer, Words};
@@ -144,6 +145,14 @@ impl Opened {
         };
         let chosen = runner::device::precision(precision, stored, None)?;
         Ok(if chosen == DType::F32 { DType::F32 } else { DType::F16 })
+    }
+
+    /// Loaded into what runs these weights best on the device.
+    pub fn engine(&self, place: &Place, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Engine>, PredictError> {
+        let &Place { device, pool, precision, blocks, context, .. } = place;
+        let net = self.load(device, pool, precision, report)?;
+        let direct = Direct::new(net, blocks, context, self.cache_dtype(precision)?);
+        Ok(Box::new(direct.map_err(|error| runner::device::fault(&error))?))
     }
 
     /// `load` for those to whom nobody listens.

@@ -6,7 +6,7 @@
 pub mod attend;
 pub mod attention;
 pub mod bandwidth;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(any(feature = "cuda", feature = "emulator", test))]
 pub mod cuda;
 pub mod format;
 pub mod gelu;

@@ -27,6 +27,12 @@ pub struct Words {
     /// cpu or cuda:N; left out: what cog.yaml says, else cpu
     #[arg(long)]
     device: Option<String>,
+    /// f32, f16, bf16, or int8, fp8, q8_0, q4_0 for the weights alone; left out: what cog.yaml says, else as they are
+    #[arg(long)]
+    precision: Option<String>,
+    /// Every prediction has the same numbers to the bit in any batch; the CPU always has it so
+    #[arg(long)]
+    batch_invariant: bool,
     #[arg(long, default_value_t = 512)]
     prompt_tokens: usize,
     #[arg(long, default_value_t = 128)]
@@ -62,6 +68,8 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let mut spec = offer.spec(words.weights);
     spec.threads = words.threads.or(spec.threads);
     spec.device = words.device.unwrap_or(spec.device);
+    spec.precision = words.precision.or(spec.precision);
+    spec.batch_invariant |= words.batch_invariant;
     let Words { prompt_tokens, decode_tokens, json, .. } = words;
     let shape = |batch| BenchShape { prompt_tokens, decode_tokens, batch };
     let shapes: Vec<BenchShape> = words.batch.into_iter().map(shape).collect();

@@ -138,6 +138,7 @@ impl Offer {
             context_tokens: self.served.context_tokens,
             concurrency: self.served.concurrency,
             threads: self.served.threads,
+            batch_invariant: self.served.batch_invariant,
             defaults: self.served.defaults.clone(),
             ..LoadSpec::new(&self.served.name, self.model.name, weights)
         }
@@ -146,7 +147,9 @@ impl Offer {
     /// What random weights of this shape are made in.
     fn synth_dtype(&self, shape: &str) -> &str {
         let usual = || self.model.shape(shape).map_or("bf16", |shape| shape.dtype);
-        self.served.precision.as_deref().unwrap_or_else(usual)
+        // What they are rounded to afterwards is nothing that they can be made in.
+        let made = |precision: &&str| ["f32", "f16", "bf16"].contains(precision);
+        self.served.precision.as_deref().filter(made).unwrap_or_else(usual)
     }
 
     /// As dispatch is told of it.

@@ -60,7 +60,7 @@ pub struct LoadSpec {
     pub weights: Weights,
     /// `cpu` or `cuda:N`.
     pub device: String,
-    /// `f32`, `f16`, `bf16`, or none: what suits the device and the file.
+    /// `f32`, `f16`, `bf16`, for weights alone `int8`, `fp8`, `q8_0`, `q4_0`, or none: what suits the device and the file.
     pub precision: Option<String>,
     /// Positions per prediction, or none: the model's own, capped by its default.
     pub context_tokens: Option<u32>,
@@ -68,6 +68,9 @@ pub struct LoadSpec {
     pub concurrency: Option<u32>,
     /// CPU threads, or none: all cores.
     pub threads: Option<u32>,
+    /// A prediction says the same to the bit in any company, also where that takes time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub batch_invariant: bool,
     /// Input defaults of this deployment, in place of the model's own.
     pub defaults: Map,
 }
@@ -84,6 +87,7 @@ impl LoadSpec {
             context_tokens: None,
             concurrency: None,
             threads: None,
+            batch_invariant: false,
             defaults: Map::new(),
         }
     }

@@ -73,6 +73,8 @@ pub struct Served {
     /// Idle this long it is unloaded, 0 at once; none: it stays until another model needs the room.
     pub keep_alive_seconds: Option<u64>,
     pub threads: Option<u32>,
+    /// A prediction says the same to the bit in any company, also where that takes time.
+    pub batch_invariant: bool,
     /// Input defaults in place of the model's own.
     pub defaults: Map,
 }
@@ -149,7 +151,8 @@ mod range {
 /// Characters of one name or version id.
 const NAME_CHARACTERS: usize = 200;
 
-const PRECISIONS: [&str; 3] = ["f32", "f16", "bf16"];
+const PRECISIONS: [&str; 7] = ["f32", "f16", "bf16", "int8", "fp8", "q8_0", "q4_0"];
+const PRECISIONS_EXPECTED: &str = "f32, f16 or bf16 is expected, or int8, fp8, q8_0 or q4_0 for weights alone";
 
 impl Config {
     pub fn parse(yaml: &str) -> Result<Self, ConfigError> {
@@ -240,7 +243,7 @@ fn served(index: usize, value: Value, owner: &str) -> Result<Served, ConfigError
     let description = keys.text("description")?.unwrap_or_default().trim().to_owned();
     let names = names(&mut keys)?.unwrap_or_else(|| vec![format!("{owner}/{name}")]);
     let versions = versions(&mut keys, &names)?;
-    let precision = one_of(&mut keys, "precision", |text| PRECISIONS.contains(&text), "f32, f16 or bf16 is expected")?;
+    let precision = one_of(&mut keys, "precision", |text| PRECISIONS.contains(&text), PRECISIONS_EXPECTED)?;
     let device = one_of(&mut keys, "device", devices::is_device, devices::EXPECTED)?;
     let (pinned, preload, keep_alive_seconds) = residency(&mut keys, index)?;
     let small = |number: Option<u64>| number.map(|number| number as u32);
@@ -259,6 +262,7 @@ fn served(index: usize, value: Value, owner: &str) -> Result<Served, ConfigError
         preload,
         keep_alive_seconds,
         threads: small(keys.number("threads", range::THREADS)?),
+        batch_invariant: keys.flag("batch_invariant")?.unwrap_or_default(),
         defaults: keys.mapping("defaults")?.rest(),
     };
     keys.end()?;

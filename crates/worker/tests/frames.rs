@@ -37,6 +37,7 @@ fn load_says_what_and_how() {
         context_tokens: Some(2048),
         concurrency: None,
         threads: Some(2),
+        batch_invariant: false,
         defaults: Map::new(),
     };
     stands(

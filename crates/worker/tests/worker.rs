@@ -35,6 +35,7 @@ fn spec(model: &str, capacity: u32, defaults: Value) -> LoadSpec {
         context_tokens: None,
         concurrency: Some(capacity),
         threads: None,
+        batch_invariant: false,
         defaults: map(defaults),
     }
 }

@@ -7,7 +7,8 @@ use candle_core::Device;
 use kernels::Pool;
 use serde_json::{Value, json};
 
-use super::super::net::{Cache, Net, Rows};
+use super::super::net::{Cache, Net};
+use super::super::rows::Rows;
 use super::super::weights::Opened;
 use super::{alone, golden, job, of, pieces, steps, tiny};
 
@@ -110,7 +111,7 @@ fn logits(net: &Net, prompts: &[(u32, &[u32])]) -> Vec<Vec<u32>> {
     let mut rows = Rows::default();
     for &(block, tokens) in prompts {
         rows.push(&[block], 0, tokens);
-        rows.want_last();
+        rows.want_last(u64::from(block));
     }
     let logits = net.forward(&rows, &mut cache).unwrap().unwrap().to_vec2::<f32>().unwrap();
     logits.into_iter().map(|row| row.into_iter().map(f32::to_bits).collect()).collect()

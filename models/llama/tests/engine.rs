@@ -9,8 +9,9 @@ use kernels::{Pool, op};
 use serde_json::{Value, json};
 
 use super::super::blocks::Blocks;
-use super::super::net::{Cache, Net, Rows};
+use super::super::net::{Cache, Net};
 use super::super::pipeline::Pipeline;
+use super::super::rows::Rows;
 use super::super::sampler::{Sampler, Settings};
 use super::super::schedule::{Past, Schedule, Turn};
 use super::super::weights::Opened;

@@ -32,6 +32,7 @@ fn spec(weights: &Path) -> LoadSpec {
         context_tokens: None,
         concurrency: Some(4),
         threads: Some(2),
+        batch_invariant: false,
         defaults: Map::new(),
     }
 }

@@ -10,7 +10,7 @@ use super::{golden, load, spec};
 fn agrees(spec: &LoadSpec) {
     let told = needs(spec, &mut |_| ()).unwrap();
     let pipeline = load(spec).unwrap();
-    let (weights, held) = (pipeline.net.bytes(), pipeline.bytes());
+    let (weights, held) = (pipeline.engine.weights_bytes(), pipeline.bytes());
     assert_eq!((told.weights, told.cache), (weights, held - weights), "{:?} {:?}", spec.weights, spec.precision);
     assert!(told.step > 0);
     assert_eq!(Llama.needs(spec, &mut |_| ()).unwrap(), held + told.step);

@@ -9,7 +9,7 @@ use kernels::attention::BLOCK;
 use proptest::prelude::*;
 
 use super::super::blocks::Blocks;
-use super::super::net::Rows;
+use super::super::rows::Rows;
 use super::super::schedule::{Past, Schedule, TooLong, Turn};
 
 /// One that says its own number and the count of what it has said, `answers` times.

@@ -140,6 +140,7 @@ pub fn spec(target: &str) -> LoadSpec {
         context_tokens: None,
         concurrency: None,
         threads: None,
+        batch_invariant: false,
         defaults: Map::new(),
     }
 }

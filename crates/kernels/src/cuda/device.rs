@@ -7,13 +7,17 @@ use std::sync::{Arc, Mutex};
 use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, result as copy, sys,
+    CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, PinnedHostSlice,
+    result as copy, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{Error, Result};
 
 use super::call::{Call, Element, Gpu};
+use super::graph::Captured;
 use super::params::Ptr;
+use super::product::{Library, Out};
+use super::stream::{self, Stream, Work};
 
 /// One file of machine code for all the GPUs of the build, see build.rs.
 const IMAGES: [&[u8]; 5] = [
@@ -141,28 +145,23 @@ impl Kernels {
         done.map_err(|e| Error::wrap(e).context(format!("launch of {}", call.kernel)))
     }
 
-    /// `y = x w^T`, or `y += ...`: `x` `[rows, k]` and `w` `[out, k]` of the element type, `y` `[rows, out]` of it or f32. cuBLAS,
-    /// for more rows than the products here take. Its sums hang on the number of rows.
+    /// Puts a product of the library on the stream.
     ///
     /// # Safety
     /// As of `launch`.
-    pub unsafe fn product(
-        &self,
-        element: Element,
-        (rows, k, out): (usize, usize, usize),
-        x: Ptr,
-        w: Ptr,
-        y: Ptr,
-        kind: Out,
-    ) -> Result<()> {
+    unsafe fn library(&self, product: &Library) -> Result<()> {
         use blas_sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+        let Library { element, rows, k, out, x, w, y, y_stride, kind } = *product;
         let of = match element {
             Element::Bf16 => blas_sys::cudaDataType_t::CUDA_R_16BF,
             Element::F16 => blas_sys::cudaDataType_t::CUDA_R_16F,
         };
-        let to = if kind == Out::Element { of } else { blas_sys::cudaDataType_t::CUDA_R_32F };
-        let (one, beta) = (1f32, if kind == Out::AddF32 { 1f32 } else { 0f32 });
-        let (m, n, k) = (out as i32, rows as i32, k as i32);
+        let (to, beta) = match kind {
+            Out::Element => (of, 0f32),
+            Out::AddF32 => (blas_sys::cudaDataType_t::CUDA_R_32F, 1f32),
+        };
+        let one = 1f32;
+        let (m, n, k_) = (out as i32, rows as i32, k as i32);
         // Row-major [rows, out] is what cuBLAS calls [out, rows].
         // SAFETY: the caller's promise; the factors live through the call.
         let done = unsafe {
@@ -172,18 +171,18 @@ impl Kernels {
                 CUBLAS_OP_N,
                 m,
                 n,
-                k,
+                k_,
                 (&raw const one).cast(),
                 w.0 as *const _,
                 of,
-                k,
+                k_,
                 x.0 as *const _,
                 of,
-                k,
+                k_,
                 (&raw const beta).cast(),
                 y.0 as *mut _,
                 to,
-                m,
+                y_stride as i32,
                 blas_sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
@@ -195,14 +194,6 @@ impl Kernels {
     pub fn synchronize(&self) -> Result<()> {
         self.stream.synchronize().map_err(Error::wrap)
     }
-}
-
-/// What becomes of the library's product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Out {
-    Element,
-    F32,
-    AddF32,
 }
 
 /// The pool gives nothing back to the system: by default every synchronisation does, and the next step pays for it.
@@ -242,14 +233,6 @@ impl Memory {
         Ok(memory)
     }
 
-    pub fn ptr(&self) -> Ptr {
-        self.ptr
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.slice.len()
-    }
-
     /// Copies the host's bytes to `at`, in the stream's order.
     pub fn write(&mut self, kernels: &Kernels, at: usize, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
@@ -259,33 +242,108 @@ impl Memory {
         kernels.stream.memcpy_htod(bytes, &mut part).map_err(Error::wrap)
     }
 
-    /// Waits for the stream and copies all of it.
-    pub fn read(&self, kernels: &Kernels) -> Result<Vec<u8>> {
-        let bytes = kernels.stream.clone_dtoh(&self.slice).map_err(Error::wrap)?;
+    /// Waits for the stream and copies the first `bytes`.
+    pub fn read(&self, kernels: &Kernels, bytes: usize) -> Result<Vec<u8>> {
+        let bytes = kernels.stream.clone_dtoh(&self.slice.slice(..bytes)).map_err(Error::wrap)?;
         kernels.synchronize()?;
         Ok(bytes)
-    }
-
-    /// Begins to copy page-locked bytes to the start.
-    ///
-    /// The bytes stay as they are until the stream has passed the copy: the caller has an event for that.
-    pub(super) fn send(&mut self, kernels: &Kernels, bytes: &[u8]) -> Result<()> {
-        let (to, _) = self.slice.device_ptr_mut(&kernels.stream);
-        // SAFETY: the memory is at least as long; see above.
-        unsafe { copy::memcpy_htod_async(to, bytes, kernels.stream.cu_stream()) }.map_err(Error::wrap)
-    }
-
-    /// Begins to copy its first `bytes` into page-locked memory, which nobody looks at until the stream has passed it.
-    pub(super) fn fetch(&self, kernels: &Kernels, to: &mut [u64], bytes: usize) -> Result<()> {
-        let (from, _) = self.slice.device_ptr(&kernels.stream);
-        // SAFETY: u64s as bytes, and no more than there are.
-        let to = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), bytes.min(to.len() * 8)) };
-        // SAFETY: the memory is at least as long.
-        unsafe { copy::memcpy_dtoh_async(to, from, kernels.stream.cu_stream()) }.map_err(Error::wrap)
     }
 
     /// Copies another memory of the same size over this one, on the device.
     pub fn copy_from(&mut self, kernels: &Kernels, other: &Memory) -> Result<()> {
         kernels.stream.memcpy_dtod(&other.slice, &mut self.slice).map_err(Error::wrap)
+    }
+}
+
+impl stream::Memory for Memory {
+    fn ptr(&self) -> Ptr {
+        self.ptr
+    }
+
+    fn bytes(&self) -> usize {
+        self.slice.len()
+    }
+}
+
+/// Page-locked memory of the host, and the event after which the device has done with it.
+pub struct Staged {
+    memory: PinnedHostSlice<u64>,
+    event: CudaEvent,
+}
+
+impl Stream for Kernels {
+    type Memory = Memory;
+    type Staged = Staged;
+    type Captured = Captured;
+
+    fn gpu(&self) -> Gpu {
+        self.gpu
+    }
+
+    fn zeros(&self, bytes: usize) -> Result<Memory> {
+        Memory::zeros(self, bytes)
+    }
+
+    fn write(&self, memory: &mut Memory, at: usize, bytes: &[u8]) -> Result<()> {
+        memory.write(self, at, bytes)
+    }
+
+    fn read(&self, memory: &Memory, bytes: usize) -> Result<Vec<u8>> {
+        memory.read(self, bytes)
+    }
+
+    unsafe fn run(&self, work: &Work) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match work {
+                Work::Call(call) => self.launch(call),
+                Work::Library(product) => self.library(product),
+            }
+        }
+    }
+
+    unsafe fn capture(&self, work: &[Work]) -> Result<Captured> {
+        // SAFETY: the caller's promise.
+        Captured::new(self, |kernels| work.iter().try_for_each(|work| unsafe { kernels.run(work) }))
+    }
+
+    unsafe fn replay(&self, captured: &Captured) -> Result<()> {
+        captured.launch()
+    }
+
+    fn staged(&self, bytes: usize) -> Result<Staged> {
+        let context = self.stream.context();
+        // SAFETY: filled before it is read.
+        let mut memory =
+            unsafe { context.alloc_pinned_with_flags::<u64>(bytes.div_ceil(8), 0) }.map_err(Error::wrap)?;
+        memory.as_mut_slice().map_err(Error::wrap)?.fill(0);
+        Ok(Staged { memory, event: context.new_event(None).map_err(Error::wrap)? })
+    }
+
+    fn ready<'a>(&self, staged: &'a mut Staged) -> Result<&'a mut [u64]> {
+        // Of our own: with candle's tracking off, the memory's event is never recorded.
+        staged.event.synchronize().map_err(Error::wrap)?;
+        staged.memory.as_mut_slice().map_err(Error::wrap)
+    }
+
+    fn send(&self, staged: &mut Staged, bytes: usize, to: &mut Memory) -> Result<()> {
+        let words = self.ready(staged)?;
+        // SAFETY: u64s as bytes, and no more than there are.
+        let sent = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), bytes.min(words.len() * 8)) };
+        let (to, _) = to.slice.device_ptr_mut(&self.stream);
+        // SAFETY: the memory is as long, by the callers' sums; the host leaves the bytes alone until the event.
+        unsafe { copy::memcpy_htod_async(to, sent, self.stream.cu_stream()) }.map_err(Error::wrap)?;
+        staged.event.record(&self.stream).map_err(Error::wrap)
+    }
+
+    fn fetch(&self, from: &Memory, bytes: usize, staged: &mut Staged) -> Result<()> {
+        let words = self.ready(staged)?;
+        let bytes = bytes.min(words.len() * 8).min(from.slice.len());
+        // SAFETY: u64s as bytes, and no more than there are.
+        let to = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), bytes) };
+        let (from, _) = from.slice.device_ptr(&self.stream);
+        // SAFETY: both are as long; nobody looks at the host's until the event.
+        unsafe { copy::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(Error::wrap)?;
+        staged.event.record(&self.stream).map_err(Error::wrap)
     }
 }

@@ -111,7 +111,7 @@ pub struct Emulator {
 
 impl Emulator {
     /// Runs a call. `order` is the one in which blocks and threads take turns.
-    fn try_run(&self, call: &Call, order: u64) -> Result<(), String> {
+    pub(super) fn try_run(&self, call: &Call, order: u64) -> Result<(), String> {
         let name = CString::new(call.kernel.as_str()).map_err(|e| e.to_string())?;
         let [x, y, z] = call.grid;
         // SAFETY: the parameters are of the size that the kernel checks, and every address in them is of memory held here.
@@ -135,7 +135,7 @@ impl Machine for Emulator {
     }
 
     fn hold(&self, content: Vec<u128>) -> Box<dyn Held> {
-        Box::new(Host(content.into_iter().map(UnsafeCell::new).collect()))
+        Box::new(Host::of(content))
     }
 
     fn run(&self, call: &Call, order: u64) {
@@ -146,7 +146,13 @@ impl Machine for Emulator {
 }
 
 /// Cells, since kernels write through the address.
-struct Host(Vec<UnsafeCell<u128>>);
+pub(super) struct Host(Vec<UnsafeCell<u128>>);
+
+impl Host {
+    pub(super) fn of(content: Vec<u128>) -> Host {
+        Host(content.into_iter().map(UnsafeCell::new).collect())
+    }
+}
 
 impl Held for Host {
     fn address(&self) -> Ptr {

@@ -1,4 +1,4 @@
-//! What the host tells a decode step, as one piece of memory: rows of tokens, places, tables and wishes at fixed offsets. Refuses to
+//! What the host tells a step, as one piece of memory: rows of tokens, places, tables and wishes at fixed offsets. Refuses to
 //! know how it travels.
 
 use super::params::{Ask, Ptr};
@@ -7,15 +7,21 @@ use super::params::{Ask, Ptr};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     pub rows: usize,
+    /// Tokens to be chosen.
+    pub choices: usize,
     /// Cache blocks per row.
     pub table_blocks: usize,
-    /// Banned tokens, of all rows together.
+    /// Rows that are named as those whose token is chosen; 0 where all are, in their order.
+    pub picks: usize,
+    /// Tiles of prompts.
+    pub tiles: usize,
+    /// Banned tokens, of all choices together.
     pub bans: usize,
 }
 
 /// What the rows of a step say and want.
 pub struct Inputs<'a> {
-    /// Of a row: seed, place, temperature and so on; below 0 in `by` it is not in use.
+    /// Of a choice: seed, place, temperature and so on; below 0 in `by` it is not in use.
     pub asks: &'a mut [Ask],
     /// Of a row: its token, where `from` is `u32::MAX`.
     pub tokens: &'a mut [u32],
@@ -25,24 +31,36 @@ pub struct Inputs<'a> {
     pub positions: &'a mut [u32],
     /// `[rows, table_blocks]`
     pub tables: &'a mut [u32],
+    /// Of a choice: its row.
+    pub picks: &'a mut [u32],
+    /// `[tiles, 2]`, see `attention::prefill_tiles`.
+    pub tiles: &'a mut [u32],
     pub bans: &'a mut [u32],
+}
+
+/// The batches that a decode step is padded up to: each is captured once, since it reads at fixed addresses.
+pub const BUCKETS: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+
+/// The smallest bucket that holds so many rows.
+pub fn bucket(rows: usize) -> Option<usize> {
+    BUCKETS.into_iter().find(|bucket| *bucket >= rows)
 }
 
 const ASK_WORDS: usize = size_of::<Ask>() / 4;
 
 impl Layout {
     /// Offsets in words of 32 bits: asks first, for their alignment.
-    fn starts(&self) -> [usize; 7] {
-        let Layout { rows, table_blocks, bans } = *self;
+    fn starts(&self) -> [usize; 9] {
+        let Layout { rows, choices, table_blocks, picks, tiles, bans } = *self;
         let mut at = 0;
-        [0, rows * ASK_WORDS, rows, rows, rows, rows * table_blocks, bans].map(|words| {
+        [0, choices * ASK_WORDS, rows, rows, rows, rows * table_blocks, picks, 2 * tiles, bans].map(|words| {
             at += words;
             at
         })
     }
 
     pub fn bytes(&self) -> usize {
-        (self.starts()[6] * 4).next_multiple_of(8)
+        (self.starts()[8] * 4).next_multiple_of(8)
     }
 
     pub fn asks(&self, inputs: Ptr) -> Ptr {
@@ -65,18 +83,26 @@ impl Layout {
         inputs.at(self.starts()[4] * 4)
     }
 
-    pub fn bans(&self, inputs: Ptr) -> Ptr {
+    pub fn picks(&self, inputs: Ptr) -> Ptr {
         inputs.at(self.starts()[5] * 4)
+    }
+
+    pub fn tiles(&self, inputs: Ptr) -> Ptr {
+        inputs.at(self.starts()[6] * 4)
+    }
+
+    pub fn bans(&self, inputs: Ptr) -> Ptr {
+        inputs.at(self.starts()[7] * 4)
     }
 
     /// The parts of a step's inputs in memory of at least `bytes`.
     pub fn inputs<'a>(&self, memory: &'a mut [u64]) -> Inputs<'a> {
         assert!(memory.len() * 8 >= self.bytes(), "{} bytes for inputs of {}", memory.len() * 8, self.bytes());
-        let (asks, rest) = memory.split_at_mut(self.rows * ASK_WORDS / 2);
+        let (asks, rest) = memory.split_at_mut(self.choices * ASK_WORDS / 2);
         // SAFETY: an Ask is plain numbers without padding, as long and as aligned as seven u64; two u32 are a u64.
         let (asks, words) = unsafe {
             (
-                std::slice::from_raw_parts_mut(asks.as_mut_ptr().cast::<Ask>(), self.rows),
+                std::slice::from_raw_parts_mut(asks.as_mut_ptr().cast::<Ask>(), self.choices),
                 std::slice::from_raw_parts_mut(rest.as_mut_ptr().cast::<u32>(), rest.len() * 2),
             )
         };
@@ -84,7 +110,9 @@ impl Layout {
         let (from, words) = words.split_at_mut(self.rows);
         let (positions, words) = words.split_at_mut(self.rows);
         let (tables, words) = words.split_at_mut(self.rows * self.table_blocks);
-        Inputs { asks, tokens, from, positions, tables, bans: &mut words[..self.bans] }
+        let (picks, words) = words.split_at_mut(self.picks);
+        let (tiles, words) = words.split_at_mut(2 * self.tiles);
+        Inputs { asks, tokens, from, positions, tables, picks, tiles, bans: &mut words[..self.bans] }
     }
 }
 
@@ -96,6 +124,8 @@ impl Inputs<'_> {
         self.from.fill(u32::MAX);
         self.positions.fill(u32::MAX);
         self.tables.fill(0);
+        self.picks.fill(0);
+        self.tiles.fill(0);
         self.bans.fill(0);
     }
 }
@@ -126,8 +156,9 @@ mod tests {
 
     #[test]
     fn every_part_is_where_the_offsets_say_and_they_fill_the_whole() {
-        for (rows, table_blocks, bans) in [(1, 1, 0), (3, 5, 2), (8, 128, 64)] {
-            let layout = Layout { rows, table_blocks, bans };
+        for (rows, table_blocks, bans) in [(1usize, 1, 0), (3, 5, 2), (8, 128, 64)] {
+            let (choices, picks, tiles) = (rows.div_ceil(2), rows / 2, bans / 2);
+            let layout = Layout { rows, choices, table_blocks, picks, tiles, bans };
             let mut memory = vec![u64::MAX; layout.bytes() / 8];
             let base = memory.as_ptr() as usize;
             let mut inputs = layout.inputs(&mut memory);
@@ -137,9 +168,15 @@ mod tests {
             assert_eq!(layout.from(Ptr(0)), offset(inputs.from.as_ptr()));
             assert_eq!(layout.positions(Ptr(0)), offset(inputs.positions.as_ptr()));
             assert_eq!(layout.tables(Ptr(0)), offset(inputs.tables.as_ptr()));
+            assert_eq!(layout.picks(Ptr(0)), offset(inputs.picks.as_ptr()));
+            assert_eq!(layout.tiles(Ptr(0)), offset(inputs.tiles.as_ptr()));
             assert_eq!(layout.bans(Ptr(0)), offset(inputs.bans.as_ptr()));
-            assert_eq!((inputs.asks.len(), inputs.tables.len(), inputs.bans.len()), (rows, rows * table_blocks, bans));
-            let words = rows * (ASK_WORDS + 3 + table_blocks) + bans;
+            assert_eq!(
+                (inputs.asks.len(), inputs.tables.len(), inputs.bans.len()),
+                (choices, rows * table_blocks, bans)
+            );
+            assert_eq!((inputs.picks.len(), inputs.tiles.len()), (picks, 2 * tiles));
+            let words = choices * ASK_WORDS + rows * (3 + table_blocks) + picks + 2 * tiles + bans;
             assert_eq!(layout.bytes(), words.next_multiple_of(2) * 4);
         }
     }

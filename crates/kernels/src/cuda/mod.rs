@@ -1,4 +1,4 @@
-//! Our CUDA kernels, and the calls that launch them. Refuses to know models: a caller puts the calls in order.
+//! Our CUDA kernels, the calls that launch them, and the order of a decoder's step. Refuses to know models and who asks.
 //!
 //! The kernels' source is `crates/kernels/cuda`; a build with the feature `cuda` compiles and embeds them. Everything up to the
 //! launch itself (packing of weights, grids, parameters) is in here without that feature too, for the tests: they run the same
@@ -7,15 +7,20 @@
 pub mod attention;
 pub mod call;
 pub mod check;
+pub mod decoder;
 #[cfg(feature = "cuda")]
 pub mod device;
+pub mod exchange;
 #[cfg(feature = "cuda")]
 pub mod graph;
 pub mod inputs;
 pub mod params;
 pub mod product;
 pub mod rows;
+pub mod stream;
 pub mod weight;
 
-#[cfg(test)]
-mod emulator;
+#[cfg(any(test, feature = "emulator"))]
+pub mod emulated;
+#[cfg(any(test, feature = "emulator"))]
+pub mod emulator;

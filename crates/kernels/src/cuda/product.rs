@@ -148,3 +148,26 @@ pub fn qkv(
     let params = params::Qkv { product: product(gpu, matrix, input), cache: cache.params(), rope, queries };
     call(gpu, matrix, ("qkv", element), matrix.rows / 16, few(matrix, input), input.rows(), params)
 }
+
+/// `y = x w^T`, or `y += ...`, by the device's library, for more rows than the products here take: `x` is `[rows, k]` and `w`
+/// `[out, k]` of the element type, `y` `[rows, out]` of it or f32, its rows `y_stride` values apart. Its sums hang on the number of
+/// rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Library {
+    pub element: Element,
+    pub rows: usize,
+    pub k: usize,
+    pub out: usize,
+    pub x: Ptr,
+    pub w: Ptr,
+    pub y: Ptr,
+    pub y_stride: usize,
+    pub kind: Out,
+}
+
+/// What becomes of the library's product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Out {
+    Element,
+    AddF32,
+}

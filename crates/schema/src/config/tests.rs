@@ -104,7 +104,7 @@ fn a_refusal_names_key_value_and_limit() {
         ("native: {".into(), &["at line "]),
         (model("context_tokens: 1"), &["native.models[0].context_tokens: 1", "16 to 1048576"]),
         (model("concurrency: 5000"), &["concurrency: 5000", "1 to 1024"]),
-        (model("precision: int8"), &["precision: \"int8\"", "f32, f16 or bf16"]),
+        (model("precision: int3"), &["precision: \"int3\"", "f32, f16 or bf16"]),
         (model("device: tpu"), &["device: \"tpu\"", "cuda:N"]),
         (model("device: 'cuda:x'"), &["device: \"cuda:x\""]),
         (model("device: 'cuda:01'"), &["device: \"cuda:01\""]),

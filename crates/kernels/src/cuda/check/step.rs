@@ -1,12 +1,13 @@
-//! Whole decode steps of a small Llama, as an engine puts the calls in order, against the same net in f64. Tokens of one step feed
-//! the next on the device, while the rows change places.
+//! Whole decode steps of a small Llama, in the order of `decoder`, against the same net in f64. Tokens of one step feed the next on
+//! the device, while the rows change places.
 
 use super::*;
-use crate::cuda::attention::{self, Paged};
+use crate::cuda::attention;
+use crate::cuda::decoder::{Decoder, Layer, Plan, Room, Told, room_bytes};
 use crate::cuda::inputs::Layout;
 use crate::cuda::params::Ask;
-use crate::cuda::product::{self, Input};
 use crate::cuda::rows::{self, Choice};
+use crate::cuda::stream::Work;
 
 const HIDDEN: usize = 96;
 const HEADS: usize = 4;
@@ -18,6 +19,9 @@ const LAYERS: usize = 2;
 const CONTEXT: usize = 128;
 const EPS: f32 = 1e-5;
 const STEPS: usize = 3;
+/// Of a room's parts.
+const LOGITS: usize = 5;
+const DONE: usize = 7;
 
 /// Shapes of qkv, o, gate over up, down.
 const SHAPES: [(usize, usize); 4] =
@@ -126,23 +130,37 @@ fn steps(case: &mut Case, bucket: usize, sequences: usize) {
     let net = Net::new(case);
     let (gpu, element) = (case.machine.gpu(), case.element);
     let table_blocks = CONTEXT / attention::BLOCK;
-    let layout = Layout { rows: bucket, table_blocks, bans: 0 };
+    let layout = Layout { rows: bucket, choices: bucket, table_blocks, picks: 0, tiles: 0, bans: 0 };
     let plane = sequences * table_blocks * KV_HEADS * attention::BLOCK * DIM * 2;
     let caches: Vec<(Buffer, Buffer)> = (0..LAYERS).map(|_| (case.poisoned(plane), case.poisoned(plane))).collect();
-    let rope = case.of(&net.rope);
-    let chosen = case.of(&vec![0u32; bucket]);
-    let (partial, done) = attention::decode_scratch(bucket, HEADS, KV_HEADS, DIM);
-    let (partial, done) = (case.poisoned(partial), case.of(&vec![0u32; done / 4]));
-    let (stream, ready, logits) = (
-        case.poisoned(bucket * HIDDEN * 4),
-        case.poisoned(bucket * HIDDEN * 2),
-        case.poisoned(bucket * VOCABULARY * 4),
-    );
-    let (queries, seen, hidden) = (
-        case.poisoned(bucket * HEADS * DIM * 2),
-        case.poisoned(bucket * HEADS * DIM * 2),
-        case.poisoned(bucket * FF * 2),
-    );
+    let (rope, chosen) = (case.of(&net.rope), case.of(&vec![0u32; bucket]));
+    let weight = |i: usize| net.placed[i].matrix();
+    let layer = |layer: usize| {
+        let [qkv, o, gate_up, down] = [1, 2, 3, 4].map(|i| weight(4 * layer + i));
+        let gamma = |i: usize| net.gamma_buffers[2 * layer + i].ptr();
+        let (keys, values) = (caches[layer].0.ptr(), caches[layer].1.ptr());
+        Layer { attn_gamma: gamma(0), qkv, o, ffn_gamma: gamma(1), gate_up, down, keys, values }
+    };
+    let decoder = Decoder {
+        element,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        dim: DIM,
+        eps: EPS,
+        embedding: weight(0),
+        layers: (0..LAYERS).map(layer).collect(),
+        gamma: net.gamma_buffers[2 * LAYERS].ptr(),
+        head: weight(1 + 4 * LAYERS),
+        rope: rope.ptr(),
+    };
+    let sizes = room_bytes(&decoder, (bucket, bucket, bucket), false);
+    // Counters start at zero, everything else as it comes.
+    let rooms: Vec<Buffer> = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, &bytes)| if i == DONE { case.of(&vec![0u8; bytes]) } else { case.poisoned(bytes) })
+        .collect();
+    let room = Room::of(std::array::from_fn(|i| rooms[i].ptr()));
     let first_tokens: Vec<u32> = (0..sequences).map(|_| case.random.below(VOCABULARY) as u32).collect();
     let mut said = first_tokens.clone();
     let mut past = vec![vec![Vec::new(); LAYERS]; sequences];
@@ -167,44 +185,19 @@ fn steps(case: &mut Case, bucket: usize, sequences: usize) {
         }
         let sent = case.of(&words);
         let at = sent.ptr();
-        let paged = |layer: usize| Paged {
-            keys: caches[layer].0.ptr(),
-            values: caches[layer].1.ptr(),
-            tables: layout.tables(at),
+        let told = Told {
+            tokens: layout.tokens(at),
+            from: layout.from(at),
+            chosen: chosen.ptr(),
             positions: layout.positions(at),
+            tables: layout.tables(at),
             table_blocks,
-            heads: HEADS,
-            kv_heads: KV_HEADS,
-            dim: DIM,
         };
-        // Few rows are normed on the way in, more before.
-        let input = |calls: &mut Vec<Call>, norm: usize| {
-            let (x, gamma) = (stream.ptr(), net.gamma_buffers[norm].ptr());
-            if product::norms_itself(&gpu, case.packing, bucket, HIDDEN) {
-                return Input::Stream { x, gamma, eps: EPS, rows: bucket };
-            }
-            calls.push(rows::norm(element, x, gamma, EPS, Ptr::NONE, (bucket, HIDDEN), ready.ptr()));
-            Input::Ready { x: ready.ptr(), rows: bucket }
-        };
-        let weight = |i: usize| net.placed[i].matrix();
-        let feed = (layout.from(at), chosen.ptr());
-        let mut calls = vec![rows::embed(element, &weight(0), bucket, layout.tokens(at), feed, stream.ptr())];
-        for layer in 0..LAYERS {
-            let (first, cache) = (1 + 4 * layer, paged(layer));
-            let x = input(&mut calls, 2 * layer);
-            calls.push(product::qkv(&gpu, element, &weight(first), &x, &cache, rope.ptr(), queries.ptr()));
-            let (scale, scratch) = (1.0 / (DIM as f32).sqrt(), (partial.ptr(), done.ptr()));
-            calls.push(attention::decode(element, &cache, bucket, scale, queries.ptr(), scratch, seen.ptr(), 2));
-            calls.push(product::add(&gpu, element, &weight(first + 1), seen.ptr(), bucket, stream.ptr()));
-            let x = input(&mut calls, 2 * layer + 1);
-            calls.push(product::gate_up(&gpu, element, &weight(first + 2), &x, hidden.ptr()));
-            calls.push(product::add(&gpu, element, &weight(first + 3), hidden.ptr(), bucket, stream.ptr()));
+        for work in decoder.forward(&gpu, &room, &told, &Plan::decode(bucket)) {
+            let Work::Call(call) = work else { unreachable!("a decode step is our own calls") };
+            case.run(&call);
         }
-        let x = input(&mut calls, 2 * LAYERS);
-        calls.push(product::head(&gpu, element, &weight(1 + 4 * LAYERS), &x, logits.ptr()));
-        for call in &calls {
-            case.run(call);
-        }
+        let logits = &rooms[LOGITS];
         let got = logits.read::<f32>();
         let choice = Choice {
             logits: logits.ptr(),

@@ -1,0 +1,143 @@
+//! What the pipeline has under it: rows of tokens go in, a token for every row that wants one comes out. [`Direct`] is the
+//! net in tensors, which computes when it is told to; another may be a step ahead of who reads its tokens. Refuses to know
+//! predictions, text and who takes part in a step.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Result, Tensor};
+use kernels::Pool;
+use kernels::attention::BLOCK;
+use kernels::op::{self, Ask, NotANumber};
+
+use super::net::{Cache, Net};
+use super::rows::Rows;
+
+/// A row's token, unless its logits were none.
+pub type Chosen = std::result::Result<u32, NotANumber>;
+
+/// A net with its cache on a device.
+pub trait Engine {
+    /// Entries of the vocabulary that have weights.
+    fn vocabulary(&self) -> usize;
+
+    /// Blocks of 64 positions in its cache.
+    fn blocks(&self) -> usize;
+
+    /// Positions that one sequence can have.
+    fn context(&self) -> usize;
+
+    /// The device's memory that the weights take.
+    fn weights_bytes(&self) -> u64;
+
+    /// All of the device's memory that it holds between steps.
+    fn bytes(&self) -> u64;
+
+    /// What a step reads of that memory while its predictions have `positions` in the cache, all together: weights once,
+    /// but of an embedding that is not also the head only rows; keys and values of the positions.
+    fn step_bytes(&self, positions: usize) -> u64;
+
+    /// Bytes per second that the device's memory gives at most, measured now.
+    fn bandwidth(&self) -> Result<f64>;
+
+    /// Whether a step may be sent while the tokens of the one before have not been taken: [`Rows::push_next`] stands for
+    /// those, and at most two steps are under way.
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
+    /// Begins a step: keys and values of all rows into the cache, and one token for every wanted row by what it asks.
+    fn send(&mut self, rows: &Rows, asks: &[Ask]) -> Result<()>;
+
+    /// Waits for the oldest step that is under way; its tokens in the order of the wanted rows.
+    fn take(&mut self) -> Result<Vec<Chosen>>;
+
+    /// A step from its beginning to its end.
+    fn step(&mut self, rows: &Rows, asks: &[Ask]) -> Result<Vec<Chosen>> {
+        self.send(rows, asks)?;
+        self.take()
+    }
+
+    /// The same step without a choice: logits f32 `[wanted, vocabulary]`, for who compares numbers. Nothing is under way.
+    fn logits(&mut self, rows: &Rows) -> Result<Vec<f32>>;
+}
+
+/// The net in candle's tensors: our kernels on the CPU, candle's elsewhere. A step is done when it was sent.
+pub struct Direct {
+    net: Net,
+    cache: Cache,
+    chosen: Vec<Chosen>,
+}
+
+impl Direct {
+    /// With a cache of `blocks` for predictions of `context` positions.
+    pub fn new(net: Net, blocks: usize, context: usize, dtype: DType) -> Result<Self> {
+        let cache = Cache::new(&net, blocks, context, dtype)?;
+        Ok(Self { net, cache, chosen: Vec::new() })
+    }
+
+    fn forward(&mut self, rows: &Rows) -> Result<Option<Tensor>> {
+        self.net.forward(rows, &mut self.cache)
+    }
+}
+
+impl Engine for Direct {
+    fn vocabulary(&self) -> usize {
+        self.net.vocabulary()
+    }
+
+    fn blocks(&self) -> usize {
+        self.cache.blocks
+    }
+
+    fn context(&self) -> usize {
+        self.cache.context
+    }
+
+    fn weights_bytes(&self) -> u64 {
+        self.net.bytes()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.net.bytes() + self.cache.bytes()
+    }
+
+    fn step_bytes(&self, positions: usize) -> u64 {
+        let rows_only = self.net.head.as_ref().map_or(0, |_| self.net.embed.bytes());
+        let cache = self.cache.bytes() * positions as u64 / (self.cache.blocks * BLOCK) as u64;
+        self.net.bytes() - rows_only + cache
+    }
+
+    fn bandwidth(&self) -> Result<f64> {
+        Ok(kernels::bandwidth::read_bytes_per_s(&self.net.pool))
+    }
+
+    fn send(&mut self, rows: &Rows, asks: &[Ask]) -> Result<()> {
+        self.chosen = match self.forward(rows)? {
+            Some(logits) => op::sample(&logits, asks, &self.net.pool)?,
+            None => Vec::new(),
+        };
+        Ok(())
+    }
+
+    fn take(&mut self) -> Result<Vec<Chosen>> {
+        Ok(std::mem::take(&mut self.chosen))
+    }
+
+    fn logits(&mut self, rows: &Rows) -> Result<Vec<f32>> {
+        let logits = self.forward(rows)?.map(|logits| logits.flatten_all()?.to_vec1());
+        logits.transpose().map(Option::unwrap_or_default)
+    }
+}
+
+/// Where an engine is to be, and how large.
+pub struct Place<'a> {
+    pub device: &'a Device,
+    pub pool: &'a Arc<Pool>,
+    pub precision: Option<&'a str>,
+    /// Of the cache.
+    pub blocks: usize,
+    /// Positions of one prediction.
+    pub context: usize,
+    /// Whatever else is in a step, a row's numbers are the same to the bit. [`Direct`] on the CPU always has it so.
+    pub batch_invariant: bool,
+}
