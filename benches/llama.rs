@@ -4,14 +4,21 @@
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-use models::{BenchResult, BenchShape, Entry};
+use models::{BenchResult, BenchShape, Entry, Told};
 use prediction::{LoadSpec, Weights};
 
 fn measure(shape: &BenchShape) -> BenchResult {
     let weights = Weights::Locked { name: "smollm2".into(), offline: false };
     let spec = LoadSpec::new("smollm2", "llama", weights);
     let llama = Entry::named("llama").expect("it is registered");
-    (llama.bench)(&spec, shape, &mut |_| {}).expect("the weights can be had: `pinion weights pull smollm2`")
+    let mut found = None;
+    let measured = (llama.bench)(&spec, std::slice::from_ref(shape), &mut |told| {
+        if let Told::Result(result) = told {
+            found = Some(result);
+        }
+    });
+    measured.expect("the weights can be had: `pinion weights pull smollm2`");
+    found.expect("one shape, one result")
 }
 
 fn llama(criterion: &mut Criterion) {

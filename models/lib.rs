@@ -30,8 +30,15 @@ pub struct Entry {
     pub synth: &'static [Shape],
 }
 
-/// Loads, telling lines of progress, and measures.
-pub type Bench = fn(&LoadSpec, &BenchShape, &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError>;
+/// Loads once and measures each shape in turn; a result is told as soon as it is there.
+pub type Bench = fn(&LoadSpec, &[BenchShape], &mut dyn FnMut(Told)) -> Result<(), PredictError>;
+
+/// What a bench run has to say.
+pub enum Told<'a> {
+    /// A line of progress.
+    Line(&'a str),
+    Result(BenchResult),
+}
 
 /// Compares weights with a golden file on a device, on the inputs that the model needs besides, and prints the largest
 /// error per tensor; true where all are within the model's own tolerance.
@@ -56,11 +63,41 @@ pub struct BenchResult {
     pub prefill_tokens_per_s: f64,
     /// All predictions together.
     pub decode_tokens_per_s: f64,
+    /// Of the time between two tokens of one prediction, which is that of a step.
+    pub token_p50_s: f64,
+    pub token_p99_s: f64,
+    /// Weights and cache that a step in the middle of the decoding reads, over the median step.
+    pub read_bytes_per_s: f64,
+    /// What the device reads at most, measured in this run with the same threads.
+    pub bandwidth_bytes_per_s: f64,
     pub prompt_tokens: usize,
     pub decode_tokens: usize,
     pub batch: usize,
     pub threads: usize,
     pub weights_bytes: u64,
+}
+
+/// The seconds of the steps of one decoding.
+#[derive(Debug, Clone, Default)]
+pub struct StepTimes(Vec<f64>);
+
+impl StepTimes {
+    pub fn push(&mut self, step_s: f64) {
+        self.0.push(step_s);
+    }
+
+    /// Of all steps together, in seconds.
+    pub fn total_s(&self) -> f64 {
+        self.0.iter().sum()
+    }
+
+    /// The time that `share` (0 to 1) of the steps do not exceed, in seconds; 0 where there were none.
+    pub fn quantile_s(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (share * sorted.len() as f64).ceil() as usize;
+        sorted.get(rank.max(1) - 1).copied().unwrap_or_default()
+    }
 }
 
 /// Every model there is.
@@ -87,4 +124,17 @@ impl Entry {
 fn no_shape<'a>(name: &str, all: impl Iterator<Item = &'a Shape>) -> PredictError {
     let known: Vec<&str> = all.filter(|shape| shape.listed).map(|shape| shape.name).collect();
     PredictError::FixInput(format!("no shape is called {name:?}; there is {}", known.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StepTimes;
+
+    #[test]
+    fn a_quantile_is_a_time_that_was_measured() {
+        let times = StepTimes((1..=100).rev().map(f64::from).collect());
+        assert_eq!((times.quantile_s(0.5), times.quantile_s(0.99), times.quantile_s(1.0)), (50.0, 99.0, 100.0));
+        assert_eq!((StepTimes(vec![7.0]).quantile_s(0.99), StepTimes::default().quantile_s(0.5)), (7.0, 0.0));
+        assert_eq!(times.total_s(), 5050.0);
+    }
 }

@@ -50,6 +50,26 @@ fn every_figure_from_random_weights_says_so() {
 }
 
 #[test]
+fn a_bench_of_several_batches_loads_once_and_tells_each() {
+    let words =
+        ["bench", "tiny", "--synth", "--prompt-tokens", "8", "--decode-tokens", "4", "--batch", "1,3", "--json"];
+    let told = run(&words);
+    let text = String::from_utf8_lossy(&told.stdout);
+    let results: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a JSON document")).collect();
+    let numbers = |name: &str| -> Vec<f64> { results.iter().filter_map(|result| result[name].as_f64()).collect() };
+    assert_eq!(numbers("batch"), [1.0, 3.0], "{}", stderr(&told));
+    let loads = numbers("load_s");
+    assert_eq!(loads[0], loads[1]);
+    for (p50, p99) in numbers("token_p50_s").into_iter().zip(numbers("token_p99_s")) {
+        assert!(0.0 < p50 && p50 <= p99, "{text}");
+    }
+    // Three predictions read the weights once and three times as much of the cache.
+    let bytes = |i: usize| numbers("read_bytes_per_s")[i] * numbers("token_p50_s")[i];
+    let weights = numbers("weights_bytes")[0];
+    assert!(bytes(0) < bytes(1) && bytes(1) < 3.0 * bytes(0) && bytes(1) < 2.0 * weights, "{text}");
+}
+
+#[test]
 fn a_cog_yaml_may_name_a_shape_for_its_weights() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("cog.yaml");

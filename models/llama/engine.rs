@@ -3,6 +3,7 @@
 //! predictions, text and who takes part in a step.
 
 use candle_core::{DType, Result, Tensor};
+use kernels::attention::BLOCK;
 use kernels::op::{self, Ask, NotANumber};
 
 use super::net::{Cache, Net};
@@ -27,6 +28,13 @@ pub trait Engine {
 
     /// All of the device's memory that it holds between steps.
     fn bytes(&self) -> u64;
+
+    /// What a step reads of that memory while its predictions have `positions` in the cache, all together: weights once,
+    /// but of an embedding that is not also the head only rows; keys and values of the positions.
+    fn step_bytes(&self, positions: usize) -> u64;
+
+    /// Bytes per second that the device's memory gives at most, measured now.
+    fn bandwidth(&self) -> Result<f64>;
 
     /// Whether a step may be sent while the tokens of the one before have not been taken: [`Rows::push_next`] stands for
     /// those, and at most two steps are under way.
@@ -88,6 +96,16 @@ impl Engine for Direct {
 
     fn bytes(&self) -> u64 {
         self.net.bytes() + self.cache.bytes()
+    }
+
+    fn step_bytes(&self, positions: usize) -> u64 {
+        let rows_only = self.net.head.as_ref().map_or(0, |_| self.net.embed.bytes());
+        let cache = self.cache.bytes() * positions as u64 / (self.cache.blocks * BLOCK) as u64;
+        self.net.bytes() - rows_only + cache
+    }
+
+    fn bandwidth(&self) -> Result<f64> {
+        Ok(kernels::bandwidth::read_bytes_per_s(&self.net.pool))
     }
 
     fn send(&mut self, rows: &Rows, asks: &[Ask]) -> Result<()> {

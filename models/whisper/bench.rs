@@ -9,42 +9,55 @@ use super::config::FRAMES;
 use super::net::{Feed, Heard, Net, Said};
 use super::pipeline::{Pipeline, device_error};
 use super::rules::greatest;
-use crate::{BenchResult, BenchShape};
+use crate::{BenchResult, BenchShape, StepTimes, Told};
 
 /// Encodes `batch` windows, then says `decode_tokens` over each of them, all together; the same once before, unmeasured
-/// and with a single step. The result's prompt tokens are the encoder's positions, 1,500 per window of 30 s.
-pub fn run(spec: &LoadSpec, shape: &BenchShape, report: &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError> {
+/// and with a single step. A result's prompt tokens are the encoder's positions, 1,500 per window of 30 s.
+pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -> Result<(), PredictError> {
     let began = Instant::now();
-    let pipeline = Pipeline::load(spec, report)?;
+    let pipeline = Pipeline::load(spec, &mut |line| told(Told::Line(line)))?;
     let load_s = began.elapsed().as_secs_f64();
     let net = &pipeline.shared.net;
     let most = net.config.text_context - 1;
-    if shape.batch == 0 || shape.decode_tokens > most {
-        let BenchShape { batch, decode_tokens, .. } = shape;
+    if let Some(BenchShape { batch, decode_tokens, .. }) =
+        shapes.iter().find(|shape| shape.batch == 0 || shape.decode_tokens > most)
+    {
         let why = format!("batch is {batch} and decode tokens {decode_tokens}; 1 or more, and {most} at most");
         return Err(PredictError::FixInput(why));
     }
-    measure(net, &BenchShape { decode_tokens: 1, batch: 1, ..*shape }).map_err(device_error)?;
-    let times = measure(net, shape).map_err(device_error)?;
-    let positions = net.config.audio_context;
-    Ok(BenchResult {
-        load_s,
-        time_to_first_token_s: times.first_token_s,
-        prefill_tokens_per_s: (shape.batch * positions) as f64 / times.encode_s,
-        decode_tokens_per_s: (shape.batch * shape.decode_tokens) as f64 / times.decode_s.max(f64::MIN_POSITIVE),
-        prompt_tokens: positions,
-        decode_tokens: shape.decode_tokens,
-        batch: shape.batch,
-        threads: net.pool.threads(),
-        weights_bytes: net.bytes(),
-    })
+    let bandwidth_bytes_per_s = kernels::bandwidth::read_bytes_per_s(&net.pool);
+    for shape in shapes {
+        measure(net, &BenchShape { decode_tokens: 1, batch: 1, ..*shape }).map_err(device_error)?;
+        let times = measure(net, shape).map_err(device_error)?;
+        let positions = net.config.audio_context;
+        let decode_s = times.steps.total_s().max(f64::MIN_POSITIVE);
+        let token_p50_s = times.steps.quantile_s(0.5);
+        told(Told::Result(BenchResult {
+            load_s,
+            time_to_first_token_s: times.first_token_s,
+            prefill_tokens_per_s: (shape.batch * positions) as f64 / times.encode_s,
+            decode_tokens_per_s: (shape.batch * shape.decode_tokens) as f64 / decode_s,
+            token_p50_s,
+            token_p99_s: times.steps.quantile_s(0.99),
+            read_bytes_per_s: (net.step_bytes() + times.heard_bytes) as f64 / token_p50_s.max(f64::MIN_POSITIVE),
+            bandwidth_bytes_per_s,
+            prompt_tokens: positions,
+            decode_tokens: shape.decode_tokens,
+            batch: shape.batch,
+            threads: net.pool.threads(),
+            weights_bytes: net.bytes(),
+        }));
+    }
+    Ok(())
 }
 
-/// Seconds of one pass.
+/// Of one pass.
 struct Times {
     first_token_s: f64,
     encode_s: f64,
-    decode_s: f64,
+    steps: StepTimes,
+    /// What was heard in all windows, which every step reads.
+    heard_bytes: u64,
 }
 
 fn measure(net: &Net, shape: &BenchShape) -> candle_core::Result<Times> {
@@ -61,12 +74,13 @@ fn measure(net: &Net, shape: &BenchShape) -> candle_core::Result<Times> {
         }
     }
     let encode_s = began.elapsed().as_secs_f64();
-    let began = Instant::now();
-    let mut tokens = vec![0; shape.batch];
+    let (mut steps, mut tokens) = (StepTimes::default(), vec![0; shape.batch]);
     for position in 0..shape.decode_tokens {
+        let began = Instant::now();
         tokens = decode(net, &mut said, &heard, &tokens, position)?;
+        steps.push(began.elapsed().as_secs_f64());
     }
-    Ok(Times { first_token_s, encode_s, decode_s: began.elapsed().as_secs_f64() })
+    Ok(Times { first_token_s, encode_s, steps, heard_bytes: heard.iter().map(Heard::bytes).sum() })
 }
 
 /// The likeliest next token of every window.

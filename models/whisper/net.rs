@@ -254,6 +254,15 @@ impl Net {
         let decoder = d.layers.iter().map(|l| own(&l.attention) + cross(&l.cross) + forward(&l.feed_forward));
         ends + encoder + decoder.sum::<u64>()
     }
+
+    /// What one step of the decoder reads of its weights: all but the layers that made the window's keys and values.
+    pub fn step_bytes(&self) -> u64 {
+        let layer = |l: &DecoderLayer| {
+            let feed_forward = l.feed_forward.up.bytes() + l.feed_forward.down.bytes();
+            l.attention.qkv.bytes() + l.attention.out.bytes() + l.cross.q.bytes() + l.cross.out.bytes() + feed_forward
+        };
+        self.decoder.embed.bytes() + self.decoder.layers.iter().map(layer).sum::<u64>()
+    }
 }
 
 /// Every `step`th row of `[rows, width]` with the rows before and behind it, zeros at both ends: `[rows / step, 3 * width]`.

@@ -5,6 +5,7 @@
 
 pub mod attend;
 pub mod attention;
+pub mod bandwidth;
 pub mod convert;
 #[cfg(any(feature = "cuda", feature = "emulator", test))]
 pub mod cuda;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use models::{BenchResult, BenchShape, Told};
 use prediction::Weights;
 use serde_json::json;
 
@@ -10,6 +11,8 @@ use crate::deployment::{CogYaml, Deployment};
 use crate::failure::Failure;
 use crate::fetch;
 use crate::out::print_line;
+
+const GIGA: f64 = 1e9;
 
 #[derive(Args)]
 pub struct Words {
@@ -34,16 +37,16 @@ pub struct Words {
     prompt_tokens: usize,
     #[arg(long, default_value_t = 128)]
     decode_tokens: usize,
-    /// Predictions at once
-    #[arg(long, default_value_t = 1)]
-    batch: usize,
+    /// Predictions at once; several, as in 1,2,4,8, are measured one after the other on weights loaded once
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    batch: Vec<usize>,
     /// CPU threads; left out: all cores
     #[arg(long)]
     threads: Option<u32>,
     /// Weights of your own in place of the pinned ones
     #[arg(long, value_name = "DIR_OR_FILE")]
     weights: Option<PathBuf>,
-    /// One JSON object on stdout
+    /// One JSON object per batch on stdout
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -67,31 +70,72 @@ pub fn main(words: Words) -> Result<(), Failure> {
     spec.device = words.device.unwrap_or(spec.device);
     spec.precision = words.precision.or(spec.precision);
     spec.batch_invariant |= words.batch_invariant;
-    let shape = models::BenchShape {
-        prompt_tokens: words.prompt_tokens,
-        decode_tokens: words.decode_tokens,
-        batch: words.batch,
-    };
-    let result = (offer.model.bench)(&spec, &shape, &mut |line| eprintln!("pinion: {line}"))?;
+    let Words { prompt_tokens, decode_tokens, json, .. } = words;
+    let shape = |batch| BenchShape { prompt_tokens, decode_tokens, batch };
+    let shapes: Vec<BenchShape> = words.batch.into_iter().map(shape).collect();
     let cpu = runner::device::cpu();
-    let device = if spec.device == "cpu" { cpu.model } else { spec.device };
+    let device = if spec.device == "cpu" { &cpu.model } else { &spec.device };
     let random = match &spec.weights {
         Weights::Synth { shape, dtype, seed } => Some(runner::synth::title(shape, dtype, *seed)),
         _ => None,
     };
-    if !words.json {
-        print_line!("{} on {device} ({} threads)", random.as_deref().unwrap_or(&offer.served.name), result.threads);
-        print_line!("prefill  {:.1} tokens/s ({} tokens)", result.prefill_tokens_per_s, shape.prompt_tokens);
-        print_line!("decode   {:.1} tokens/s (batch {})", result.decode_tokens_per_s, shape.batch);
-        print_line!("load {:.3} s, time to first token {:.3} s", result.load_s, result.time_to_first_token_s);
-        return Ok(());
-    }
-    let mut body = serde_json::to_value(&result).map_err(Failure::failed)?;
-    let here = json!({"device": device, "random_weights": random, "cpu_features": cpu.features, "peak_rss_bytes": peak_rss_bytes()});
-    if let (Some(body), Some(here)) = (body.as_object_mut(), here.as_object()) {
-        body.extend(here.clone());
-    }
-    print_line!("{body}");
+    let name = random.as_deref().unwrap_or(&offer.served.name);
+    let mut rows = 0;
+    let mut show = |result: &BenchResult| -> Result<(), Failure> {
+        if json {
+            let mut body = serde_json::to_value(result).map_err(Failure::failed)?;
+            let here = json!({"device": device, "random_weights": random, "cpu_features": cpu.features, "peak_rss_bytes": peak_rss_bytes()});
+            if let (Some(body), Some(here)) = (body.as_object_mut(), here.as_object()) {
+                body.extend(here.clone());
+            }
+            print_line!("{body}");
+            return Ok(());
+        }
+        if rows == 0 {
+            heading(name, device, result)?;
+        }
+        rows += 1;
+        row(result)
+    };
+    let mut shown = Ok(());
+    (offer.model.bench)(&spec, &shapes, &mut |told| match told {
+        Told::Line(line) => eprintln!("pinion: {line}"),
+        // Behind a reader that has gone nothing is shown any more.
+        Told::Result(result) if shown.is_ok() => shown = show(&result),
+        Told::Result(_) => (),
+    })?;
+    shown
+}
+
+/// What all rows have in common.
+fn heading(name: &str, device: &str, result: &BenchResult) -> Result<(), Failure> {
+    let BenchResult { threads, load_s, weights_bytes, bandwidth_bytes_per_s, .. } = *result;
+    print_line!(
+        "{name} on {device} ({threads} threads), {} MB of weights, loaded in {load_s:.3} s",
+        weights_bytes / 1_000_000
+    );
+    print_line!("memory is read at {:.1} GB/s at most", bandwidth_bytes_per_s / GIGA);
+    print_line!("{} tokens read, then {} said by each prediction", result.prompt_tokens, result.decode_tokens);
+    print_line!("");
+    print_line!(
+        "batch  prefill, tokens/s  first token, ms  decode, tokens/s  a token, ms: p50     p99  read, GB/s  share"
+    );
+    Ok(())
+}
+
+fn row(result: &BenchResult) -> Result<(), Failure> {
+    let ms = |seconds: f64| seconds * 1e3;
+    let share = 100.0 * result.read_bytes_per_s / result.bandwidth_bytes_per_s;
+    print_line!(
+        "{:>5}  {:>17.1}  {:>15.1}  {:>16.1}  {:>16.3}  {:>6.3}  {:>10.1}  {share:>4.0}%",
+        result.batch,
+        result.prefill_tokens_per_s,
+        ms(result.time_to_first_token_s),
+        result.decode_tokens_per_s,
+        ms(result.token_p50_s),
+        ms(result.token_p99_s),
+        result.read_bytes_per_s / GIGA,
+    );
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod counts;
 mod weights;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
 
 use candle_core::Result;
 use kernels::Pool;
@@ -41,6 +42,11 @@ use weights::Loader;
 const LIBRARY_ROWS: usize = 65;
 /// Banned tokens of one prediction that there is room for at the start; more make room.
 const BANS_EACH: usize = 16;
+/// What the bandwidth is measured with: copies of so many bytes, several in one pass, the median of so many passes.
+const COPY_BYTES: usize = 1 << 30;
+const LEAST_COPY_BYTES: usize = 64 << 20;
+const COPIES: usize = 8;
+const COPY_PASSES: usize = 5;
 
 pub struct Gpu<S: Stream> {
     stream: S,
@@ -57,6 +63,8 @@ pub struct Gpu<S: Stream> {
     batch_invariant: bool,
     weights_bytes: u64,
     bytes: u64,
+    /// Of the weights, what a step reads only rows of.
+    looked_up_bytes: u64,
     /// What `room` points to, part by part.
     rooms: Vec<S::Memory>,
     /// What the decoder points to.
@@ -145,6 +153,7 @@ impl<S: Stream> Gpu<S> {
             batch_invariant: load.batch_invariant,
             weights_bytes: needs.weights,
             bytes: needs.total(),
+            looked_up_bytes: fit.looked_up_bytes(opened)?,
             rooms,
             _held: held,
             sizes,
@@ -292,6 +301,36 @@ impl<S: Stream> Engine for Gpu<S> {
 
     fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn step_bytes(&self, positions: usize) -> u64 {
+        let Decoder { kv_heads, dim, ref layers, .. } = self.decoder;
+        self.weights_bytes - self.looked_up_bytes + (2 * layers.len() * positions * kv_heads * dim * 2) as u64
+    }
+
+    fn bandwidth(&self) -> Result<f64> {
+        let mut bytes = COPY_BYTES;
+        let (from, mut to) = loop {
+            match self.stream.zeros(bytes).and_then(|from| Ok((from, self.stream.zeros(bytes)?))) {
+                Ok(both) => break both,
+                Err(error) if bytes <= LEAST_COPY_BYTES => return Err(error),
+                // Beside the model there is less room.
+                Err(_) => bytes /= 2,
+            }
+        };
+        let mut seconds = Vec::with_capacity(COPY_PASSES);
+        for _ in 0..=COPY_PASSES {
+            self.stream.wait()?;
+            let began = Instant::now();
+            (0..COPIES).try_for_each(|_| self.stream.copy(&from, &mut to))?;
+            self.stream.wait()?;
+            seconds.push(began.elapsed().as_secs_f64());
+        }
+        // The first one touches.
+        seconds.remove(0);
+        seconds.sort_by(f64::total_cmp);
+        // Read and written.
+        Ok((2 * COPIES * bytes) as f64 / seconds[COPY_PASSES / 2])
     }
 
     fn looks_ahead(&self) -> bool {

@@ -145,19 +145,26 @@ impl Fit {
         })
     }
 
+    /// The embedding, where it is not the head, too.
+    pub fn looked_up_bytes(&self, opened: &Opened) -> Result<u64, PredictError> {
+        let embedding = self.matrix(opened, &opened.embed()?)?;
+        Ok(opened.head()?.map_or(0, |_| bytes(&embedding)))
+    }
+
     /// What `load` will take of the device.
     pub fn bytes(&self, opened: &Opened) -> Result<u64, PredictError> {
         let decoder = self.shape(opened)?;
-        let matrix = |m: &Matrix| {
-            let (quants, scales) = m.packing.bytes(m.rows, m.k);
-            (quants + scales) as u64
-        };
         let layers = decoder.layers.iter().flat_map(|l| [l.qkv, l.o, l.gate_up, l.down]);
         let head = opened.head()?.map(|_| decoder.head);
         let matrices = std::iter::once(decoder.embedding).chain(layers).chain(head);
         let gains = 4 * opened.config.hidden * (2 * opened.config.layers + 1);
-        Ok(matrices.map(|m| matrix(&m)).sum::<u64>() + gains as u64)
+        Ok(matrices.map(|m| bytes(&m)).sum::<u64>() + gains as u64)
     }
+}
+
+fn bytes(matrix: &Matrix) -> u64 {
+    let (quants, scales) = matrix.packing.bytes(matrix.rows, matrix.k);
+    (quants + scales) as u64
 }
 
 /// Takes weights to the device and keeps their memory.

@@ -133,7 +133,7 @@ fn small(weights: &str, blocks: usize) -> Pipeline {
 }
 
 /// How often a prediction gave up its blocks, as its log has it.
-fn stops(events: &[&Event]) -> usize {
+pub fn stops(events: &[&Event]) -> usize {
     let told = events.iter().find_map(|event| match event {
         Event::Log(text) => text.split("stopped ").nth(1)?.split(' ').next()?.parse().ok(),
         _ => None,

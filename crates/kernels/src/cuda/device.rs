@@ -336,7 +336,18 @@ impl Stream for Kernels {
         staged.event.record(&self.stream).map_err(Error::wrap)
     }
 
+    fn copy(&self, from: &Memory, to: &mut Memory) -> Result<()> {
+        to.copy_from(self, from)
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.synchronize()
+    }
+
     fn fetch(&self, from: &Memory, bytes: usize, staged: &mut Staged) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let words = self.ready(staged)?;
         let bytes = bytes.min(words.len() * 8).min(from.slice.len());
         // SAFETY: u64s as bytes, and no more than there are.

@@ -123,7 +123,7 @@ impl Stream for Emulated {
     }
 
     fn read(&self, memory: &Plain, bytes: usize) -> Result<Vec<u8>> {
-        self.run_to(self.queued.get())?;
+        self.wait()?;
         let all = memory.host.content().into_iter().flat_map(u128::to_ne_bytes);
         Ok(all.take(bytes.min(memory.bytes)).collect())
     }
@@ -161,6 +161,15 @@ impl Stream for Emulated {
         let bytes = bytes.min(staged.memory.bytes).min(to.bytes);
         staged.after = self.queue(Queued::Copy { from: staged.memory.ptr(), to: to.ptr(), bytes });
         Ok(())
+    }
+
+    fn copy(&self, from: &Plain, to: &mut Plain) -> Result<()> {
+        self.queue(Queued::Copy { from: from.ptr(), to: to.ptr(), bytes: from.bytes.min(to.bytes) });
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.run_to(self.queued.get())
     }
 
     fn fetch(&self, from: &Plain, bytes: usize, staged: &mut Staged) -> Result<()> {

@@ -24,7 +24,7 @@ pub trait Memory {
     fn bytes(&self) -> usize;
 }
 
-/// Runs what it is given in the order in which it was given, at some time before [`Stream::ready`] or [`Stream::read`] says so.
+/// Runs what it is given in the order in which it was given, at some time before it is waited for.
 pub trait Stream {
     type Memory: Memory;
     /// Memory of the host that the device copies from or to while the host goes on.
@@ -64,6 +64,12 @@ pub trait Stream {
 
     /// Begins to copy its first `bytes` to the start of `to`.
     fn send(&self, staged: &mut Self::Staged, bytes: usize, to: &mut Self::Memory) -> Result<()>;
+
+    /// Begins to copy all of a memory into another one of the same size.
+    fn copy(&self, from: &Self::Memory, to: &mut Self::Memory) -> Result<()>;
+
+    /// Waits for everything.
+    fn wait(&self) -> Result<()>;
 
     /// Begins to copy the first `bytes` of `from` into it.
     fn fetch(&self, from: &Self::Memory, bytes: usize, staged: &mut Self::Staged) -> Result<()>;

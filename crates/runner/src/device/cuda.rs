@@ -27,7 +27,8 @@ fn set_up(number: usize) -> Result<Device, PredictError> {
     // Activations stay f32 where they meet quantised blocks: rounded to 8 bits, small models say something else than on
     // the CPU.
     candle_core::quantized::cuda::set_force_dmmv(true);
-    let device = Device::new_cuda(number).map_err(|error| fault(&error))?;
+    // A stream of its own: the default one belongs to the thread that asks, and cannot be counted on by another.
+    let device = Device::new_cuda_with_stream(number).map_err(|error| fault(&error))?;
     if let Device::Cuda(cuda) = &device {
         // Slower then, and no less right: some virtual GPUs have no pools.
         keep_freed_memory(cuda)
