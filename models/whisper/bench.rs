@@ -6,13 +6,14 @@ use std::time::Instant;
 use prediction::{LoadSpec, PredictError};
 
 use super::config::FRAMES;
+use super::mel::FRAMES_PER_SECOND;
 use super::net::{Feed, Heard, Net, Said};
 use super::pipeline::{Pipeline, device_error};
 use super::rules::greatest;
 use crate::{BenchResult, BenchShape};
 
 /// Encodes `batch` windows, then says `decode_tokens` over each of them, all together; the same once before, unmeasured
-/// and with a single step. The result's prompt tokens are the encoder's positions, 1,500 per window of 30 s.
+/// and with a single step. Tells how many times real time that is, the log-mel left out. The result's prompt tokens are the encoder's positions, 1,500 per window of 30 s.
 pub fn run(spec: &LoadSpec, shape: &BenchShape, report: &mut dyn FnMut(&str)) -> Result<BenchResult, PredictError> {
     let began = Instant::now();
     let pipeline = Pipeline::load(spec, report)?;
@@ -27,6 +28,8 @@ pub fn run(spec: &LoadSpec, shape: &BenchShape, report: &mut dyn FnMut(&str)) ->
     measure(net, &BenchShape { decode_tokens: 1, batch: 1, ..*shape }).map_err(device_error)?;
     let times = measure(net, shape).map_err(device_error)?;
     let positions = net.config.audio_context;
+    let (audio, work) = ((shape.batch * FRAMES) as f64 / FRAMES_PER_SECOND as f64, times.encode_s + times.decode_s);
+    report(&format!("{audio:.0} s of audio in {work:.2} s: {:.1} times real time", audio / work));
     Ok(BenchResult {
         load_s,
         time_to_first_token_s: times.first_token_s,

@@ -173,7 +173,7 @@ fn show(words: &Words, schema: &ModelSchema, prediction: Prediction) -> Result<(
         out::line(body)?;
     }
     if let (Some(path), Some(output)) = (&words.output, &prediction.output) {
-        std::fs::write(path, read_as(schema, output))
+        std::fs::write(path, read_as(schema, output).as_bytes())
             .map_err(|error| Failure::Failed(format!("-o {}: {error}", path.display())))?;
     }
     match prediction.error {
