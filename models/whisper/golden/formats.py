@@ -7,6 +7,7 @@ other. tests/audio.rs reads those that can be read, and what the errors say of t
 """
 
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -45,7 +46,10 @@ for name, (container, codec, rate) in FILES.items():
         frame = av.AudioFrame.from_ndarray(numpy.stack([tone, tone]), format="fltp", layout="stereo")
         frame.sample_rate = rate
         resampler = av.AudioResampler(stream.codec_context.format, "stereo", rate, stream.codec_context.frame_size or None)
+        position = 0
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            piece.pts, piece.time_base = position, Fraction(1, rate)
+            position += piece.samples
             file.mux(stream.encode(piece))
         # FLAC's last packet is empty: what it told is in the header already.
         file.mux([packet for packet in stream.encode(None) if packet.size])
