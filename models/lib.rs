@@ -1,9 +1,10 @@
 //! One folder per model, everything of a model in its folder. Refuses to know HTTP, store, dispatch and each other.
 
 pub mod llama;
+pub mod whisper;
+
 #[cfg(test)]
 mod real;
-pub mod whisper;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
