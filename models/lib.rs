@@ -3,6 +3,9 @@
 pub mod llama;
 pub mod whisper;
 
+#[cfg(test)]
+mod real;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -14,7 +14,8 @@ cargo xtask golden whisper WEIGHTS AUDIO GOLDEN
 cargo xtask cuda [--family 75|80]         the executables for GPUs; needs a CUDA toolkit, no GPU
 cargo xtask bench [NAME]                  criterion benches, all or one
 cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios
-cargo xtask bench --peer whisper [MODEL]  beside faster-whisper, whisper.cpp and openai-whisper, the same way";
+cargo xtask bench --peer whisper [MODEL] [--long] [--runs N]
+                                          beside faster-whisper, whisper.cpp and openai-whisper, the same way";
 
 /// Why a chore stopped, for the person who started it.
 type Outcome = Result<(), String>;
@@ -52,9 +53,10 @@ fn test() -> Outcome {
     }
     let recordings = target().join("recordings");
     run(Command::new("python3").arg(root().join("models/whisper/golden/recordings.py")).arg(&recordings))?;
+    // Everything is here now: a test that misses something fails.
     let mut tests = Command::new(env!("CARGO"));
     tests.args(["test", "--release", "--workspace"]).current_dir(root());
-    run(tests.env("PINION_RECORDINGS", recordings))
+    run(tests.env("PINION_RECORDINGS", recordings).env("PINION_TEST_ALL", "1"))
 }
 
 fn run_golden(words: &[&str]) -> Outcome {

@@ -1,10 +1,13 @@
 //! Files that are audio, at any rate and channel count.
 
 use super::*;
-use crate::whisper::tests::wav;
+use crate::whisper::tests::{golden, wav};
 
 fn read(bytes: Vec<u8>) -> Vec<f32> {
-    let mut audio = Audio::open(&Source::Bytes(bytes.into())).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audio");
+    std::fs::write(&path, bytes).unwrap();
+    let mut audio = Audio::open(&path).unwrap();
     let mut out = Vec::new();
     while audio.read(&mut out).unwrap() {}
     assert_eq!(audio.complaint(), None);
@@ -40,6 +43,39 @@ fn every_rate_becomes_16_khz_within_a_sample_and_without_gain() {
     }
 }
 
+/// How loud 440 Hz is in the middle of it.
+fn loudness(samples: &[f32]) -> f64 {
+    let middle = &samples[samples.len() / 4..samples.len() * 3 / 4];
+    let angle = |i: usize| 2.0 * std::f64::consts::PI * 440.0 * i as f64 / 16_000.0;
+    let along = |wave: fn(f64) -> f64| -> f64 {
+        middle.iter().enumerate().map(|(i, &sample)| f64::from(sample) * wave(angle(i))).sum()
+    };
+    2.0 * along(f64::sin).hypot(along(f64::cos)) / middle.len() as f64
+}
+
+#[test]
+fn every_container_and_codec_that_is_promised_is_read() {
+    let files = "mp3.mp3 flac.flac vorbis.ogg flac.ogg aac.m4a alac.m4a aac.mp4 vorbis.webm aac.mkv pcm.aiff pcm.caf";
+    for name in files.split(' ') {
+        let seconds = if name.starts_with("pcm") || name.starts_with("alac") { 0.05 } else { 0.5 };
+        let heard = read(std::fs::read(golden("formats").join(name)).unwrap());
+        // Encoders begin and end with some silence of their own.
+        let length = heard.len() as f64 / 16_000.0;
+        assert!((seconds - 0.01..seconds + 0.15).contains(&length), "{name}: {length} s");
+        let tone = loudness(&heard);
+        assert!((0.4..0.55).contains(&tone), "{name}: {tone}");
+    }
+}
+
+#[test]
+fn a_codec_that_is_not_read_is_named_with_those_that_are() {
+    for (name, codec) in [("opus.ogg", "Opus"), ("opus.webm", "Opus"), ("ac3.mkv", "AC-3")] {
+        let why = Audio::open(&golden("formats").join(name)).err().unwrap().to_string();
+        assert!(why.starts_with(&format!("audio: the codec {codec} is not read; readable are wav, ")), "{name}: {why}");
+        assert!(why.contains("webm and mkv (Vorbis, "), "{why}");
+    }
+}
+
 #[test]
 fn channels_are_averaged() {
     let interleaved: Vec<i16> = sine(16_000, 0.2).iter().flat_map(|&sample| [sample, -sample, 300]).collect();
@@ -47,9 +83,11 @@ fn channels_are_averaged() {
 }
 
 #[test]
-fn sources_are_files_and_data_uris() {
-    assert!(matches!(Source::of("file:///a%20b.wav").unwrap(), Source::File(path) if path.as_os_str() == "/a b.wav"));
-    assert!(matches!(Source::of("data:audio/wav;base64,AAEC").unwrap(), Source::Bytes(bytes) if *bytes == [0, 1, 2]));
-    assert!(matches!(Source::of("data:,a%41").unwrap(), Source::Bytes(bytes) if *bytes == *b"aA"));
-    assert!(Source::of("data:audio/wav").unwrap_err().text().contains("no comma"));
+fn a_file_may_have_any_name_and_nothing_else_is_read() {
+    let named = |uri: &str| file(&Uri(uri.into()));
+    assert_eq!(named("file:///a%20100%25%20talk.wav").unwrap(), Path::new("/a 100% talk.wav"));
+    for other in ["https://example.org/a.wav", "data:audio/wav;base64,AAEC", "file://a.wav", "/a.wav"] {
+        let why = named(other).unwrap_err().to_string();
+        assert!(why.contains("was not fetched") && why.contains(other), "{why}");
+    }
 }
