@@ -1,6 +1,9 @@
 //! Every source, well and badly behaved, against servers of a few lines on this machine.
 
 mod altered;
+mod hub;
+mod large;
+mod own;
 mod pip;
 mod server;
 
@@ -8,8 +11,9 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
+use crate::weights::Token;
 use crate::weights::lock::set_digest;
-use server::{Request, Server, answer, cut, ok, part, redirect};
+use server::{Request, Server, answer, cut, ok, part, ranged, redirect};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -54,6 +58,7 @@ impl Here {
             weights_dir: None,
             hub_endpoint: "http://127.0.0.1:9/".into(),
             hub_token: None,
+            hub_cache: None,
         };
         Self { options, notes: Vec::new(), folder }
     }
@@ -198,7 +203,7 @@ fn the_hub_is_asked_by_its_protocol_and_its_token_goes_nowhere_else() {
     });
     let mut here = Here::new();
     here.options.hub_endpoint = hub.url("/");
-    here.options.hub_token = Some("hf_secret".into());
+    here.options.hub_token = Some(Token::new("hf_secret", "HF_TOKEN"));
     let source = |file: &str| Source {
         place: Place::Hub { repo: "org/re po".into(), commit: COMMIT.into(), file: Some(file.into()) },
         only: None,
@@ -263,7 +268,7 @@ fn every_mirror_that_fails_is_named_with_its_reason_in_order() {
         &*format!("wrong content: expected sha256 {expected}, got {got}"),
         "it sends 299999 bytes; the lock says 300000",
         "it sends more than the 300000 bytes that the lock says",
-        "HTTP 401: it is private or gated",
+        "HTTP 401: it is private or gated (a token is sent to the hub and to nobody else)",
         "more than 10 redirects",
         "HTTP 302 to nowhere: Some(\"ftp://x/y\")",
         "HTTP 404",
