@@ -16,10 +16,11 @@ mod weights;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use candle_core::Result;
+use candle_core::{DType, Result};
 use kernels::Pool;
 use kernels::attention::BLOCK;
 use kernels::cuda::attention::prefill_tiles;
+use kernels::cuda::call::Element;
 use kernels::cuda::decoder::{Decoder, Plan, Room, Told, room_bytes};
 use kernels::cuda::exchange::{self, Exchange, Sent};
 use kernels::cuda::inputs::{BUCKETS, Inputs, Layout, bucket};
@@ -331,6 +332,13 @@ impl<S: Stream> Engine for Gpu<S> {
         seconds.sort_by(f64::total_cmp);
         // Read and written.
         Ok((2 * COPIES * bytes) as f64 / seconds[COPY_PASSES / 2])
+    }
+
+    fn activations(&self) -> DType {
+        match self.decoder.element {
+            Element::Bf16 => DType::BF16,
+            Element::F16 => DType::F16,
+        }
     }
 
     fn looks_ahead(&self) -> bool {
