@@ -40,7 +40,7 @@ pub use weights::Fit;
 use weights::Loader;
 
 /// From so many rows on the library is faster than our products, which take 64 at a time.
-const LIBRARY_ROWS: usize = 65;
+const LIBRARY_ROWS: usize = 128;
 /// Banned tokens of one prediction that there is room for at the start; more make room.
 const BANS_EACH: usize = 16;
 /// What the bandwidth is measured with: copies of so many bytes, several in one pass, the median of so many passes.
