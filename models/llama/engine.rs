@@ -36,6 +36,11 @@ pub trait Engine {
     /// Bytes per second that the device's memory gives at most, measured now.
     fn bandwidth(&self) -> Result<f64>;
 
+    /// What activations are rounded to on their way; f32 where they are not.
+    fn activations(&self) -> DType {
+        DType::F32
+    }
+
     /// Whether a step may be sent while the tokens of the one before have not been taken: [`Rows::push_next`] stands for
     /// those, and at most two steps are under way.
     fn looks_ahead(&self) -> bool {

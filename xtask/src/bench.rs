@@ -66,6 +66,22 @@ pub fn peer_whisper(words: &[&str]) -> Outcome {
         .args(rest))
 }
 
+/// A plain PyTorch + transformers loop and Pinion in turn, random weights of one shape: on the CPU a small one, unless `words` say
+/// otherwise. On a GPU machine the script is called by itself, see its top.
+pub fn peer_torch(words: &[&str]) -> Outcome {
+    let python = match std::env::var_os("PINION_PEERS_PYTHON") {
+        Some(python) => python.into(),
+        None => peers_environment("peers", "benches/peers.txt")?,
+    };
+    cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
+    let small = ["--shape", "smollm2-135m", "--dtype", "f32", "--batches", "1,4", "--prompt", "64", "--decode", "32"];
+    run(Command::new(python)
+        .arg(root().join("benches/peer_torch.py"))
+        .arg("--pinion")
+        .arg(target().join("release/pinion"))
+        .args(if words.is_empty() { &small[..] } else { words }))
+}
+
 /// Made once, from a list of packages.
 fn peers_environment(name: &str, packages: &str) -> Result<std::path::PathBuf, String> {
     let home = target().join(name);

@@ -16,10 +16,11 @@ mod weights;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-use candle_core::Result;
+use candle_core::{DType, Result};
 use kernels::Pool;
 use kernels::attention::BLOCK;
 use kernels::cuda::attention::prefill_tiles;
+use kernels::cuda::call::Element;
 use kernels::cuda::decoder::{Decoder, Plan, Room, Told, room_bytes};
 use kernels::cuda::exchange::{self, Exchange, Sent};
 use kernels::cuda::inputs::{BUCKETS, Inputs, Layout, bucket};
@@ -39,7 +40,7 @@ pub use weights::Fit;
 use weights::Loader;
 
 /// From so many rows on the library is faster than our products, which take 64 at a time.
-const LIBRARY_ROWS: usize = 65;
+const LIBRARY_ROWS: usize = 128;
 /// Banned tokens of one prediction that there is room for at the start; more make room.
 const BANS_EACH: usize = 16;
 /// What the bandwidth is measured with: copies of so many bytes, several in one pass, the median of so many passes.
@@ -331,6 +332,13 @@ impl<S: Stream> Engine for Gpu<S> {
         seconds.sort_by(f64::total_cmp);
         // Read and written.
         Ok((2 * COPIES * bytes) as f64 / seconds[COPY_PASSES / 2])
+    }
+
+    fn activations(&self) -> DType {
+        match self.decoder.element {
+            Element::Bf16 => DType::BF16,
+            Element::F16 => DType::F16,
+        }
     }
 
     fn looks_ahead(&self) -> bool {

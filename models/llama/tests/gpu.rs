@@ -83,10 +83,10 @@ fn off(a: &[f32], b: &[f32]) -> f32 {
 fn schedule(engine: &mut dyn Engine) -> Vec<Vec<f32>> {
     let mut a = Sequence::new(0, tokens(75, 1));
     let mut b = Sequence::new(3, tokens(140, 2));
-    let mut c = Sequence::new(7, tokens(9, 3));
+    let mut c = Sequence::new(7, tokens(39, 3));
     let mut all = read(engine, &mut [(&mut a, 70)]);
     all.extend(read(engine, &mut [(&mut b, 33), (&mut a, 1)]));
-    all.extend(read(engine, &mut [(&mut a, 1), (&mut b, 100), (&mut c, 5)]));
+    all.extend(read(engine, &mut [(&mut a, 1), (&mut b, 100), (&mut c, 30)]));
     all.extend(read(engine, &mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)]));
     all.extend(read(engine, &mut [(&mut c, 1)]));
     all.extend(read(engine, &mut [(&mut b, 1), (&mut c, 2)]));
