@@ -57,7 +57,7 @@ fn a_folder_with_the_real_smollm2_is_served_and_refused_once_altered() {
     let file = folder.path().join("model.gguf");
     fs::copy(pulled("smollm2"), &file).unwrap();
     let question = ["-i", "prompt=What is the capital of France?", "-i", "temperature=0"];
-    let said = serves(folder.path(), "smollm2-135m-instruct", &question);
+    let said = serves(folder.path(), "smollm2-135m-8k-lc100k-mix1-ep2", &question);
     assert_eq!(said.trim_end(), "The capital of France is Paris.");
 
     let mut bytes = fs::read(&file).unwrap();
@@ -66,7 +66,7 @@ fn a_folder_with_the_real_smollm2_is_served_and_refused_once_altered() {
     fs::remove_file(&file).unwrap();
     fs::write(&file, bytes).unwrap();
     let config = folder.path().join("cog.yaml").display().to_string();
-    let said = run(&["run", "smollm2-135m-instruct", "--config", &config, "-i", "prompt=x"]);
+    let said = run(&["run", "smollm2-135m-8k-lc100k-mix1-ep2", "--config", &config, "-i", "prompt=x"]);
     assert_eq!(said.status.code(), Some(1));
     assert!(stderr(&said).contains("model.gguf was altered"), "{}", stderr(&said));
 }
