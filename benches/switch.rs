@@ -1,22 +1,14 @@
 //! What changing models costs: two copies of SmolLM2 in the page cache, room for one, asked in turn; and what a killed worker
 //! costs until the next has answered. The program as users start it, beside reading the same file in the same run.
 
-#[path = "../tests/processes.rs"]
-#[allow(dead_code)]
-mod processes;
-#[path = "../tests/support.rs"]
-#[allow(dead_code)]
-mod support;
-
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-
-use crate::processes::{signal, worker_of};
-use crate::support::{Server, http_bytes, output_of, pinion};
+use support::processes::{signal, worker_of};
+use support::{Server, http_bytes, output_of, pinion};
 
 /// Changes behind each median.
 const ROUNDS: usize = 20;

@@ -1,6 +1,8 @@
 //! One folder per model, everything of a model in its folder. Refuses to know HTTP, store, dispatch and each other.
 
 pub mod llama;
+#[cfg(test)]
+mod real;
 pub mod whisper;
 
 use std::io::Write;

@@ -1,16 +1,19 @@
 //! What crosses a border, in one binary: the program as users start it, the official clients, `kill -9`, the floors.
 
+// Named in the modules as `crate::support` and `crate::processes`.
+extern crate support;
+use support::processes;
+
 mod api_faults;
 mod cli;
 mod crash;
 mod devices;
 mod files;
+mod hearing;
 mod models;
-mod processes;
 mod ps;
 mod residency;
 mod stops;
-mod support;
 mod synth;
 mod tidy;
 mod tutorial;

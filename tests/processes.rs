@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::support::{PATIENCE, Server};
+use crate::{PATIENCE, Server};
 
 /// Between two looks at something that gives no signal: /proc, a prediction's state.
 const POLL: Duration = Duration::from_millis(5);
@@ -45,6 +45,13 @@ pub fn worker_of(server: &Server) -> u32 {
 pub fn resident_bytes(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("the process is there");
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:")).expect("the system tells");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+}
+
+/// The most of it that was in memory at once.
+pub fn peak_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the system tells");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 

@@ -1,4 +1,8 @@
-//! The program as a user starts it, and the clients' interpreters. Knows processes and ports, nothing of what is tested.
+//! The program as a user starts it, and the clients' interpreters: what the integration tests and the benches of the whole
+//! program share. Knows processes and ports, nothing of what is tested.
+
+pub mod processes;
+pub mod shelf;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,7 +17,7 @@ use serde_json::Value;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn pinion() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pinion"));
+    let mut command = Command::new(built().join("pinion"));
     command.env_remove("PINION_TOKEN").env("RUST_LOG", "info").stdin(Stdio::null());
     command
 }
@@ -205,14 +209,28 @@ fn read_post(mut stream: TcpStream) -> Option<Value> {
 
 /// What `cargo xtask test` installed: `python-VERSION/bin/python`, `node/node_modules`.
 pub fn clients() -> PathBuf {
-    let target = Path::new(env!("CARGO_BIN_EXE_pinion")).ancestors().nth(2).expect("target/release/pinion");
-    let clients = target.join("clients");
-    assert!(clients.exists(), "{} is missing: `cargo xtask test` sets it up", clients.display());
-    clients
+    beside("clients")
+}
+
+/// Real speech, fetched by `cargo xtask test`: jfk.wav and clips.
+pub fn recordings() -> PathBuf {
+    std::env::var_os("PINION_RECORDINGS").map_or_else(|| beside("recordings"), PathBuf::from)
+}
+
+/// Where cargo put the program of this build, `target/release`: what links this lies in a folder there.
+fn built() -> PathBuf {
+    let own = std::env::current_exe().expect("the system tells");
+    own.ancestors().nth(2).expect("cargo's folders").to_owned()
+}
+
+fn beside(name: &str) -> PathBuf {
+    let folder = built().parent().expect("a profile lies in the target folder").join(name);
+    assert!(folder.exists(), "{} is missing: `cargo xtask test` sets it up", folder.display());
+    folder
 }
 
 pub fn tests_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests").canonicalize().expect("the folder is there")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// Runs to the end; panics with everything it printed unless it exits with 0.

@@ -1,22 +1,21 @@
 //! A file of any kind to 16 kHz mono, piece by piece: memory does not grow with the file. Knows containers, codecs and
 //! rates; refuses to know speech.
 
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{Cursor, ErrorKind};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use prediction::PredictError;
 use rubato::audioadapter_buffers::direct::SequentialSliceOfVecs;
 use rubato::{Fft, FixedSync, Indexing, Resampler};
+use schema::Uri;
 use symphonia::core::codecs::audio::well_known::*;
 use symphonia::core::codecs::audio::{AudioCodecId, AudioDecoder, AudioDecoderOptions};
 use symphonia::core::errors::Error;
 use symphonia::core::formats::probe::Hint;
 use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
-use symphonia::core::io::{MediaSource, MediaSourceStream};
+use symphonia::core::io::MediaSourceStream;
 use symphonia::core::meta::MetadataOptions;
 
 /// Samples of one second.
@@ -25,15 +24,10 @@ pub const RATE: usize = 16_000;
 const RESAMPLED_FRAMES: usize = 1024;
 /// No recording has more; a header that claims it is broken.
 const MAX_RATE: u32 = 768_000;
+/// Of a URI that an error shows.
+const SHOWN_CHARACTERS: usize = 80;
 const READABLE: &str = "wav, aiff, caf, mp3, flac, ogg (Vorbis, FLAC), m4a and mp4 (AAC-LC, ALAC), webm and mkv (Vorbis, FLAC, \
                         AAC-LC, MP3, PCM)";
-
-/// Where the bytes are; opened as often as they are needed.
-#[derive(Debug, Clone)]
-pub enum Source {
-    File(PathBuf),
-    Bytes(Arc<[u8]>),
-}
 
 /// An open recording.
 pub struct Audio {
@@ -51,88 +45,32 @@ pub struct Audio {
     ended: bool,
 }
 
-impl Source {
-    /// From an input's value: `file://` (fetched by those above), a data URI, or a path of this machine's own.
-    pub fn of(uri: &str) -> Result<Self, PredictError> {
-        let refuse = |why: String| Err(PredictError::FixInput(format!("audio: {why}")));
-        if let Some(path) = uri.strip_prefix("file://") {
-            return Ok(Self::File(PathBuf::from(unescaped(path))));
-        }
-        if let Some(data) = uri.strip_prefix("data:") {
-            let Some((head, body)) = data.split_once(',') else {
-                return refuse("the data URI has no comma before its data".into());
-            };
-            if !head.ends_with(";base64") {
-                return Ok(Self::Bytes(unescaped_bytes(body).into()));
-            }
-            return match STANDARD.decode(body.trim_end()) {
-                Ok(bytes) => Ok(Self::Bytes(bytes.into())),
-                Err(error) => refuse(format!("the data URI is not base64: {error}")),
-            };
-        }
-        refuse(format!("{:?} was not fetched; a file or a data URI is read", uri.chars().take(80).collect::<String>()))
-    }
-
-    fn len(&self) -> Result<u64, PredictError> {
-        match self {
-            Self::Bytes(bytes) => Ok(bytes.len() as u64),
-            Self::File(path) => std::fs::metadata(path)
-                .map(|about| about.len())
-                .map_err(|error| PredictError::FixInput(format!("audio: the file cannot be read: {error}"))),
-        }
-    }
-
-    fn open(&self) -> Result<Box<dyn MediaSource>, PredictError> {
-        Ok(match self {
-            Self::Bytes(bytes) => Box::new(Cursor::new(bytes.clone())),
-            Self::File(path) => Box::new(
-                File::open(path)
-                    .map_err(|error| PredictError::FixInput(format!("audio: the file cannot be read: {error}")))?,
-            ),
-        })
-    }
+/// The file that an input names: those above have fetched it.
+pub fn file(uri: &Uri) -> Result<PathBuf, PredictError> {
+    let shown = || uri.0.chars().take(SHOWN_CHARACTERS).collect::<String>();
+    uri.path().ok_or_else(|| refuse(format!("{:?} was not fetched; a file of this machine is read", shown())))
 }
 
-fn unescaped(text: &str) -> String {
-    String::from_utf8_lossy(&unescaped_bytes(text)).into_owned()
-}
-
-/// `%41` becomes `A`.
-fn unescaped_bytes(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = text.get(at + 1..at + 3).and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match hex.filter(|_| bytes[at] == b'%') {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    out
+fn refuse(why: impl Display) -> PredictError {
+    PredictError::FixInput(format!("audio: {why}"))
 }
 
 impl Audio {
-    pub fn open(source: &Source) -> Result<Self, PredictError> {
-        let refuse = |why: String| PredictError::FixInput(format!("audio: {why}"));
-        if source.len()? == 0 {
-            return Err(refuse("the file is empty (0 bytes)".into()));
+    pub fn open(path: &Path) -> Result<Self, PredictError> {
+        let unread = |error| refuse(format!("the file cannot be read: {error}"));
+        let file = File::open(path).map_err(unread)?;
+        if file.metadata().map_err(unread)?.len() == 0 {
+            return Err(refuse("the file is empty (0 bytes)"));
         }
-        let stream = MediaSourceStream::new(source.open()?, Default::default());
+        let stream = MediaSourceStream::new(Box::new(file), Default::default());
         let (hint, options, about) = (Hint::new(), FormatOptions::default(), MetadataOptions::default());
         let format = symphonia::default::get_probe().probe(&hint, stream, options, about).map_err(|error| {
             refuse(format!("the file is not audio of a kind that is read ({error}); readable are {READABLE}"))
         })?;
         let track =
-            format.default_track(TrackType::Audio).ok_or_else(|| refuse("the file has no audio track".into()))?;
+            format.default_track(TrackType::Audio).ok_or_else(|| refuse("the file has no audio track"))?;
         let parameters = track.codec_params.as_ref().and_then(|parameters| parameters.audio());
-        let parameters = parameters.ok_or_else(|| refuse("the audio track does not say its codec".into()))?;
+        let parameters = parameters.ok_or_else(|| refuse("the audio track does not say its codec"))?;
         let decoder = symphonia::default::get_codecs()
             .make_audio_decoder(parameters, &AudioDecoderOptions::default())
             .map_err(|error| match error {
@@ -232,7 +170,7 @@ impl Audio {
     /// The first rate, or another one in the middle of the file.
     fn begin_rate(&mut self, rate: u32, out: &mut Vec<f32>) -> Result<(), PredictError> {
         if rate == 0 || rate > MAX_RATE {
-            return Err(PredictError::FixInput(format!("audio: the sample rate is {rate}; 1 to {MAX_RATE} Hz")));
+            return Err(refuse(format!("the sample rate is {rate}; 1 to {MAX_RATE} Hz")));
         }
         if let Some(mut resampler) = self.resampler.take() {
             resampler.finish(out)?;
@@ -333,8 +271,8 @@ impl Resampling {
     }
 }
 
-fn failed(error: &dyn std::fmt::Display) -> PredictError {
-    PredictError::FixInput(format!("audio: resampling failed: {error}"))
+fn failed(error: &dyn Display) -> PredictError {
+    refuse(format!("resampling failed: {error}"))
 }
 
 #[cfg(test)]

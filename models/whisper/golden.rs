@@ -12,7 +12,6 @@ use kernels::Pool;
 use prediction::PredictError;
 use safetensors::SafeTensors;
 
-use super::audio::Source;
 use super::mel::Mel;
 use super::net::Feed;
 use super::pipeline::device_error;
@@ -115,7 +114,7 @@ pub fn errors(
     let net = opened.net(device, &pool, precision)?;
     let specials = Specials::of(&net.config);
     let mel = Arc::new(Mel::new(net.config.mels));
-    let mut scan = Scan::open(Source::File(audio.to_owned()), &mel)?;
+    let mut scan = Scan::open(audio.to_owned(), &mel)?;
     while !scan.advance(PIECE_SECONDS)? {}
     let features = Windows::new(&Arc::new(scan.finish()), &mel).beginning()?;
     let encoded = net.encode(&features).map_err(device_error)?;

@@ -105,6 +105,7 @@ pub fn output() -> Value {
         "type": "object",
         "required": ["detected_language", "transcription", "segments"],
         "title": "Output",
+        (schema::READ_AS): "transcription",
         "properties": {
             "detected_language": text("Detected Language"),
             "transcription": text("Transcription"),
@@ -128,7 +129,7 @@ pub enum Format {
 /// An input as the pipeline wants it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
-    pub audio: String,
+    pub audio: Uri,
     pub format: Format,
     pub translate: bool,
     /// None: to be detected.
@@ -161,12 +162,6 @@ impl Asked {
                 given.insert(name.clone(), value.clone());
             }
         }
-        // What those above fetched for us is no URI that a caller may give.
-        let local =
-            given.get("audio").and_then(Value::as_str).filter(|uri| uri.starts_with("file://")).map(str::to_owned);
-        if local.is_some() {
-            given.insert("audio".into(), "data:,".into());
-        }
         let input =
             Input::parse(&given).map_err(|errors| PredictError::FixInput(schema::detail(&errors).trim_end().into()))?;
         let refuse = |why: String| Err(PredictError::FixInput(why));
@@ -186,7 +181,7 @@ impl Asked {
         Ok(Self {
             temperatures: temperatures(input.temperature, input.temperature_increment_on_fallback),
             suppress: suppress.collect::<Result<_, _>>()?,
-            audio: local.unwrap_or(input.audio.0),
+            audio: input.audio,
             format: match input.transcription.as_str() {
                 "srt" => Format::Srt,
                 "vtt" => Format::Vtt,

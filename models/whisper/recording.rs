@@ -3,11 +3,12 @@
 //! bytes per 10 ms. Refuses to know what is heard.
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prediction::PredictError;
 
-use super::audio::{Audio, RATE, Source};
+use super::audio::{Audio, RATE};
 use super::config::FRAMES;
 use super::mel::{FRAMES_PER_SECOND, Frames, HOP, Mel, SILENCE};
 
@@ -16,7 +17,7 @@ const MAX_HOURS: usize = 48;
 
 /// What a whole recording has.
 pub struct Scan {
-    source: Source,
+    file: PathBuf,
     reading: Reading,
     maximum: f32,
     /// Of every 10 ms: the logarithm of the mean power.
@@ -29,7 +30,7 @@ pub struct Scan {
 /// What a scan found.
 #[derive(Debug, Clone)]
 pub struct Heading {
-    pub source: Source,
+    file: PathBuf,
     pub samples: usize,
     pub maximum: f32,
     pub loudness: Vec<f32>,
@@ -56,8 +57,8 @@ struct Reading {
 }
 
 impl Reading {
-    fn open(source: &Source, mel: &Arc<Mel>) -> Result<Self, PredictError> {
-        Ok(Self { audio: Audio::open(source)?, frames: Frames::new(mel), samples: 0, piece: Vec::new() })
+    fn open(file: &Path, mel: &Arc<Mel>) -> Result<Self, PredictError> {
+        Ok(Self { audio: Audio::open(file)?, frames: Frames::new(mel), samples: 0, piece: Vec::new() })
     }
 
     /// Appends frames to `out` and leaves the samples in `piece`; false at the end, whose frames are appended too.
@@ -77,10 +78,10 @@ impl Reading {
 }
 
 impl Scan {
-    pub fn open(source: Source, mel: &Arc<Mel>) -> Result<Self, PredictError> {
+    pub fn open(file: PathBuf, mel: &Arc<Mel>) -> Result<Self, PredictError> {
         Ok(Self {
-            reading: Reading::open(&source, mel)?,
-            source,
+            reading: Reading::open(&file, mel)?,
+            file,
             maximum: SILENCE,
             loudness: Vec::new(),
             begun: (0, 0.0),
@@ -116,8 +117,8 @@ impl Scan {
     }
 
     pub fn finish(self) -> Heading {
-        let Self { source, reading, maximum, loudness, .. } = self;
-        Heading { source, samples: reading.samples, maximum, loudness, complaint: reading.audio.complaint() }
+        let Self { file, reading, maximum, loudness, .. } = self;
+        Heading { file, samples: reading.samples, maximum, loudness, complaint: reading.audio.complaint() }
     }
 }
 
@@ -166,7 +167,7 @@ impl Windows {
         if first < self.base || self.reading.is_none() && self.frames.is_empty() {
             self.frames.clear();
             self.base = 0;
-            self.reading = Some(Reading::open(&self.heading.source, &self.mel)?);
+            self.reading = Some(Reading::open(&self.heading.file, &self.mel)?);
         }
         let mut piece = Vec::new();
         while self.base + self.frames.len() / bands < first + size {

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use prediction::{Event, Id, Outcome, Output, PredictError};
 use serde_json::Value;
 
-use super::audio::Source;
+use super::audio;
 use super::clip::{Clip, Segment, Window, failed};
 use super::decoding::{Decoding, Ends, Way};
 use super::input::Asked;
@@ -113,7 +113,7 @@ impl Running {
         }
         let prompt = asked.initial_prompt.as_ref().map(|prompt| vocabulary.encode(&format!(" {}", prompt.trim())));
         let prompt = prompt.transpose().map_err(|why| PredictError::FixInput(format!("initial_prompt: {why}")))?;
-        let scan = Scan::open(Source::of(&asked.audio)?, &shared.mel)?;
+        let scan = Scan::open(audio::file(&asked.audio)?, &shared.mel)?;
         Ok(Self {
             id,
             rules: Rules::new(suppressed, vocabulary.encode(" ")?, vocabulary.specials),

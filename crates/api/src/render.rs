@@ -10,7 +10,9 @@ pub fn render(prediction: &Prediction) -> Value {
     render_at(prediction, &Origin(prediction.request.origin.clone()))
 }
 
-/// The body of a webhook: the bytes that GET answers.
+/// The body of a webhook: what GET answers, with output files as URLs over http too. GET gives the content there because
+/// the official clients make files of nothing else; what receives a webhook is no such client but a program that fetches
+/// URLs, as the hosted service gives them, from behind a server that takes a body of some hundred kilobytes.
 pub fn body(prediction: &Prediction) -> Vec<u8> {
     format!("{}\n", render(prediction)).into_bytes()
 }

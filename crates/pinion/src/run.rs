@@ -1,5 +1,6 @@
 //! One prediction on this machine, without a server: the same worker, the same events, the same fold.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -7,6 +8,7 @@ use dispatch::{Launch, Link};
 use prediction::frame::{FromWorker, Hello, ToWorker};
 use prediction::{Event, Id, Job, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp};
 use runner::weights::Options;
+use schema::ModelSchema;
 use serde_json::Value;
 
 use crate::deployment::{CogYaml, Offer};
@@ -26,7 +28,7 @@ pub struct Words {
     /// Weights of your own in place of the pinned ones: a GGUF file or a folder of safetensors
     #[arg(long, value_name = "DIR_OR_FILE")]
     weights: Option<PathBuf>,
-    /// Print the final prediction as JSON instead of the text
+    /// Print the final prediction as JSON instead of its text
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -47,7 +49,7 @@ pub fn main(words: Words) -> Result<(), Failure> {
         let brought = filing::bring(&deployment, offer, &request.id, &request.input).await?;
         predict(offer, &words, request, &brought.input).await
     })?;
-    show(&words, prediction)
+    show(&words, &offer.schema, prediction)
 }
 
 /// Said before the work and not after it. The file itself is touched when there is something to write.
@@ -131,7 +133,7 @@ async fn predict(offer: &Offer, words: &Words, request: Request, input: &Map) ->
                     let seq = prediction.last_seq + 1;
                     let numbered = Numbered { seq, at: Timestamp::now(), event: emitted.event };
                     let _ = prediction.apply(&numbered);
-                    tell(&numbered.event, words.json)?;
+                    tell(&numbered.event, &offer.schema, words.json)?;
                 }
             }
             Some(FromWorker::Bye) | None => return Err(Failure::failed("the worker stopped")),
@@ -150,27 +152,28 @@ async fn predict(offer: &Offer, words: &Words, request: Request, input: &Map) ->
 }
 
 /// Text to stdout as it is made, logs to stderr.
-fn tell(event: &Event, json: bool) -> Result<(), Failure> {
+fn tell(event: &Event, schema: &ModelSchema, json: bool) -> Result<(), Failure> {
     match event {
-        Event::Output(Output::Item(Value::String(text))) if !json => out::piece(text),
-        Event::Output(Output::Whole(Value::String(text))) if !json => out::line(text),
         Event::Log(text) => {
             eprint!("{text}");
             Ok(())
         }
-        Event::Ended(Outcome::Succeeded) if !json => out::line(""),
+        _ if json => Ok(()),
+        Event::Output(Output::Item(Value::String(text))) => out::piece(text),
+        Event::Output(Output::Whole(output)) => out::line(read_as(schema, output).trim()),
+        Event::Ended(Outcome::Succeeded) if schema.output == schema::Output::TextIterator => out::line(""),
         _ => Ok(()),
     }
 }
 
 /// What is left to say once it has ended.
-fn show(words: &Words, prediction: Prediction) -> Result<(), Failure> {
+fn show(words: &Words, schema: &ModelSchema, prediction: Prediction) -> Result<(), Failure> {
     if words.json {
         let body = serde_json::to_string_pretty(&api::render(&prediction)).map_err(Failure::failed)?;
         out::line(body)?;
     }
     if let (Some(path), Some(output)) = (&words.output, &prediction.output) {
-        std::fs::write(path, joined(output))
+        std::fs::write(path, read_as(schema, output))
             .map_err(|error| Failure::Failed(format!("-o {}: {error}", path.display())))?;
     }
     match prediction.error {
@@ -179,11 +182,7 @@ fn show(words: &Words, prediction: Prediction) -> Result<(), Failure> {
     }
 }
 
-/// Pieces of text as one text; any other output as JSON.
-fn joined(output: &Value) -> String {
-    match output {
-        Value::String(text) => text.clone(),
-        Value::Array(items) if items.iter().all(Value::is_string) => items.iter().filter_map(Value::as_str).collect(),
-        other => other.to_string(),
-    }
+/// The text that the model's schema says is the answer; any other output as JSON.
+fn read_as<'a>(schema: &ModelSchema, output: &'a Value) -> Cow<'a, str> {
+    schema.text(output).unwrap_or_else(|| Cow::Owned(output.to_string()))
 }

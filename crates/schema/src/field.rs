@@ -1,5 +1,7 @@
 //! One input field, all of them, and the shape of the output. Data only: checking and describing live beside this.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use crate::{Invalid, Map, check, check::Files, describe, places};
@@ -94,9 +96,12 @@ pub enum Output {
     UriList,
     /// A list of files that grows.
     UriIterator,
-    /// A schema of its own.
+    /// A schema of its own. Under `READ_AS` it may name the property that people read first.
     Object(Value),
 }
+
+/// Key of an object's schema: the name of the property that is the answer, where the others are about it.
+pub const READ_AS: &str = "x-pinion-read-as";
 
 /// What a model accepts and gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,6 +144,19 @@ impl ModelSchema {
     /// Whether it gives files anywhere in its output.
     pub fn gives_files(&self) -> bool {
         places::holds_files(&self.output_json())
+    }
+
+    /// What a person reads of an output, where the output is text or says which of its properties is.
+    pub fn text<'a>(&self, output: &'a Value) -> Option<Cow<'a, str>> {
+        match &self.output {
+            Output::TextIterator => {
+                let pieces = output.as_array()?.iter().map(Value::as_str);
+                Some(Cow::Owned(pieces.collect::<Option<String>>()?))
+            }
+            Output::Text => output.as_str().map(Cow::Borrowed),
+            Output::Object(schema) => output.get(schema[READ_AS].as_str()?)?.as_str().map(Cow::Borrowed),
+            Output::Uri | Output::UriList | Output::UriIterator => None,
+        }
     }
 
     /// Whether its output is files and nothing else.

@@ -18,7 +18,7 @@ mod version;
 mod tests;
 
 pub use declare::{InputType, Uri};
-pub use field::{Field, Kind, ModelSchema, Output};
+pub use field::{Field, Kind, ModelSchema, Output, READ_AS};
 pub use invalid::{Invalid, detail, type_name};
 pub use prediction::Map;
 pub use version::version_id;

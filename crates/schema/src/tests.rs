@@ -32,6 +32,24 @@ fn errors(mut input: Value) -> Vec<Invalid> {
 }
 
 #[test]
+fn an_outputs_text_is_what_its_schema_says_people_read() {
+    let of = |output| ModelSchema { output, ..schema() };
+    let whisper = Output::Object(json!({ (crate::READ_AS): "transcription", "properties": {} }));
+    let cases = [
+        (Output::TextIterator, json!(["Hel", "lo"]), Some("Hello")),
+        (Output::TextIterator, json!(["Hello", 1]), None),
+        (Output::Text, json!("Hello"), Some("Hello")),
+        (whisper.clone(), json!({ "transcription": "Hello", "segments": [] }), Some("Hello")),
+        (whisper, json!({ "segments": [] }), None),
+        (Output::Object(json!({ "properties": {} })), json!({ "transcription": "Hello" }), None),
+        (Output::UriList, json!(["data:,x"]), None),
+    ];
+    for (output, value, text) in cases {
+        assert_eq!(of(output.clone()).text(&value).as_deref(), text, "{output:?} {value}");
+    }
+}
+
+#[test]
 fn the_declaration_fills_the_defaults_in() {
     let input = Input::parse(&map(json!({ "prompt": "Hi", "max_tokens": 2.0, "unknown": [1] }))).unwrap();
     assert_eq!(

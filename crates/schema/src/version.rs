@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::{Map, ModelSchema};
+use crate::{Map, ModelSchema, READ_AS};
 
 /// Changes when the recipe itself changes: then every id does.
 const RECIPE: &str = "pinion version 1\n";
@@ -28,7 +28,7 @@ fn without_prose(schema: Value) -> Value {
         Value::Object(map) => {
             let prose = |key: &str, value: &Value| match key {
                 "title" | "description" => value.is_string(),
-                "x-order" => true,
+                "x-order" | READ_AS => true,
                 _ => false,
             };
             let kept = map.into_iter().filter(|(key, value)| !prose(key, value));

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use crate::conduct::Conductor;
 use crate::deliver::Desk;
 
-/// Makes the body of a webhook: the bytes that GET would answer.
+/// Makes the body of a webhook: a prediction as GET answers it, in the form that receivers are given files.
 pub type Render = Arc<dyn Fn(&Prediction) -> Vec<u8> + Send + Sync>;
 
 /// Delivers until dropped. What is on the way then is repeated by the next life.

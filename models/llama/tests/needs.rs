@@ -1,7 +1,6 @@
 //! What is said to be needed is what is then held.
 
 use ::prediction::{LoadSpec, Loaded, Model, Weights};
-use runner::weights::{Lock, cached};
 
 use super::super::needs::Needs;
 use super::super::pipeline::{Llama, needs};
@@ -28,11 +27,7 @@ fn what_is_needed_is_what_is_held_and_the_room_for_a_step() {
 
 #[test]
 fn the_real_weights_need_what_they_hold() {
-    let lock = Lock::parse(super::super::ENTRY.lock).unwrap();
-    let Some(path) = cached(lock.entry("smollm2").unwrap()) else {
-        eprintln!("SKIPPED: SmolLM2's weights are not in the cache; `pinion weights pull smollm2` fetches them");
-        return;
-    };
+    let Some(path) = crate::real::weights(&super::super::ENTRY, "smollm2") else { return };
     agrees(&spec(&path));
 }
 

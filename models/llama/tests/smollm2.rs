@@ -1,11 +1,9 @@
-//! SmolLM2-135M-Instruct, the real file: from the cache (the test command fetches it first) or from `PINION_SMOLLM2`.
-//! Without it these tests say so and pass, since no test may reach for the network.
+//! SmolLM2-135M-Instruct, the real file, from the cache (the test command fetches it first): see `crate::real`.
 
 use std::path::PathBuf;
 
 use ::prediction::{LoadSpec, Loaded};
 use candle_core::Device;
-use runner::weights::{Lock, cached};
 use serde_json::{Value, json};
 
 use super::super::golden::{self, Golden, QUANTISED_TOLERANCE};
@@ -13,13 +11,7 @@ use super::super::weights::Opened;
 use super::{alone, golden as file, job, load, of, pieces, spec, steps};
 
 fn weights() -> Option<PathBuf> {
-    let lock = Lock::parse(super::super::ENTRY.lock).unwrap();
-    let found =
-        std::env::var_os("PINION_SMOLLM2").map(PathBuf::from).or_else(|| cached(lock.entry("smollm2").unwrap()));
-    if found.is_none() {
-        eprintln!("SKIPPED: SmolLM2's weights are not in the cache; `pinion weights pull smollm2` fetches them");
-    }
-    found
+    crate::real::weights(&super::super::ENTRY, "smollm2")
 }
 
 #[test]

@@ -4,7 +4,10 @@ use super::*;
 use crate::whisper::tests::wav;
 
 fn read(bytes: Vec<u8>) -> Vec<f32> {
-    let mut audio = Audio::open(&Source::Bytes(bytes.into())).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audio");
+    std::fs::write(&path, bytes).unwrap();
+    let mut audio = Audio::open(&path).unwrap();
     let mut out = Vec::new();
     while audio.read(&mut out).unwrap() {}
     assert_eq!(audio.complaint(), None);
@@ -47,9 +50,11 @@ fn channels_are_averaged() {
 }
 
 #[test]
-fn sources_are_files_and_data_uris() {
-    assert!(matches!(Source::of("file:///a%20b.wav").unwrap(), Source::File(path) if path.as_os_str() == "/a b.wav"));
-    assert!(matches!(Source::of("data:audio/wav;base64,AAEC").unwrap(), Source::Bytes(bytes) if *bytes == [0, 1, 2]));
-    assert!(matches!(Source::of("data:,a%41").unwrap(), Source::Bytes(bytes) if *bytes == *b"aA"));
-    assert!(Source::of("data:audio/wav").unwrap_err().text().contains("no comma"));
+fn a_file_may_have_any_name_and_nothing_else_is_read() {
+    let named = |uri: &str| file(&Uri(uri.into()));
+    assert_eq!(named("file:///a%20100%25%20talk.wav").unwrap(), Path::new("/a 100% talk.wav"));
+    for other in ["https://example.org/a.wav", "data:audio/wav;base64,AAEC", "file://a.wav", "/a.wav"] {
+        let why = named(other).unwrap_err().to_string();
+        assert!(why.contains("was not fetched") && why.contains(other), "{why}");
+    }
 }

@@ -70,9 +70,9 @@ fn a_cancelled_prediction_is_gone_at_once_and_the_others_go_on() {
 fn events_begin_with_the_start_and_end_with_the_output_and_its_metrics() {
     let folder = tiny::write(6);
     let mut pipeline = load(&spec(folder.path())).unwrap();
-    let bytes = wav(44_100, 2, &tone(12));
-    let audio = format!("data:audio/wav;base64,{}", base64::Engine::encode(&base64::prelude::BASE64_STANDARD, bytes));
-    pipeline.admit(job("a", json!({"audio": audio, "model": "large-v3", "translate": true}))).unwrap();
+    let audio = folder.path().join("stereo.wav");
+    std::fs::write(&audio, wav(44_100, 2, &tone(12))).unwrap();
+    pipeline.admit(job("a", json!({"audio": file(&audio), "model": "large-v3", "translate": true}))).unwrap();
     let events = finish(&mut pipeline);
     assert_eq!(events[0].1, Event::Started);
     let logs = logs(&events);

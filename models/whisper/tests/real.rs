@@ -1,11 +1,11 @@
-//! The real weights on real speech, beside openai-whisper's transcripts in golden/. The weights come from the cache or
-//! from `PINION_WHISPER` (a folder of folders named as in the lock), the recordings from `PINION_RECORDINGS`; without them
-//! these tests say so and pass, since no test may reach for the network.
+//! The real weights on real speech, beside openai-whisper's transcripts in golden/. The weights come from the cache, the
+//! recordings from `PINION_RECORDINGS`: see `crate::real`.
 
 use candle_core::{DType, Device};
-use runner::weights::{Lock, cached};
 
-use super::super::audio::{Audio, Source};
+use crate::real::recordings;
+
+use super::super::audio::Audio;
 use super::super::golden::{self as numbers, Golden};
 use super::super::weights::Opened;
 use super::*;
@@ -16,22 +16,7 @@ const TIME_TOLERANCE: f64 = 0.02 + 1e-9;
 const WORD_TOLERANCE: f64 = 0.1 + 1e-9;
 
 fn weights(name: &str) -> Option<PathBuf> {
-    let lock = Lock::parse(super::super::ENTRY.lock).unwrap();
-    let named = std::env::var_os("PINION_WHISPER").map(|folder| PathBuf::from(folder).join(name));
-    let found = named.filter(|path| path.is_dir()).or_else(|| cached(lock.entry(name).unwrap()));
-    if found.is_none() {
-        eprintln!("SKIPPED: {name} is not in the cache; `pinion weights pull {name}` fetches it");
-    }
-    found
-}
-
-/// The folder with jfk.wav and clips/.
-fn recordings() -> Option<PathBuf> {
-    let found = std::env::var_os("PINION_RECORDINGS").map(PathBuf::from).filter(|path| path.join("jfk.wav").is_file());
-    if found.is_none() {
-        eprintln!("SKIPPED: PINION_RECORDINGS names no folder with jfk.wav; golden/make.py says where it comes from");
-    }
-    found
+    crate::real::weights(&super::super::ENTRY, name)
 }
 
 fn transcripts(name: &str) -> serde_json::Map<String, Value> {
@@ -139,7 +124,7 @@ fn same_words(case: &str, ours: &Value, theirs: &Value) {
 /// each clip begins, in seconds.
 fn ten_minutes(recordings: &Path, keys: &[String]) -> (Vec<i16>, Vec<(String, f64)>) {
     let read = |key: &String| {
-        let mut audio = Audio::open(&Source::File(path(recordings, key))).unwrap();
+        let mut audio = Audio::open(&path(recordings, key)).unwrap();
         let mut samples = Vec::new();
         while audio.read(&mut samples).unwrap() {}
         samples
@@ -183,7 +168,6 @@ fn ten_minutes_with_silences_are_heard_as_the_reference_hears_them() {
 }
 
 #[test]
-#[ignore = "takes minutes; cargo test -- --ignored runs it"]
 fn ten_minutes_with_silences_are_heard_by_base_as_the_reference_hears_them() {
     ten_minutes_of("whisper-base");
 }
