@@ -14,6 +14,7 @@ pub mod layer_norm;
 pub mod linear;
 mod math;
 pub mod norm;
+mod online;
 pub mod op;
 pub mod pool;
 pub mod rope;
