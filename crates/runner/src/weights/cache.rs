@@ -1,4 +1,5 @@
-//! Where weights lie: `blobs/sha256/<hex>` once per content, `sets/<set digest>/<path>` as links to the blobs.
+//! Where weights lie: `blobs/sha256/<hex>` once per content, `sets/<set digest>/<path>` as links to the blobs (or, of sets in a
+//! folder of somebody's own, to the files there).
 //!
 //! Knows nothing of sources. Beside a blob stand its `.stamp` (size, time and inode it had when its bytes were last
 //! hashed: equal means unchanged, so a later start reads nothing), its `.partial` (an unfinished download) and its
@@ -118,9 +119,13 @@ impl Cache {
 
     /// Puts the blob into the set's folder, as a relative link: the cache may be moved as a whole.
     pub fn link(&self, entry: &Entry, file: &LockedFile) -> io::Result<()> {
-        let at = self.set(entry).join(&file.path);
         let up = "../".repeat(2 + file.path.matches('/').count());
-        let target = PathBuf::from(format!("{up}blobs/sha256/{}", file.hex()));
+        self.link_to(entry, file, Path::new(&format!("{up}blobs/sha256/{}", file.hex())))
+    }
+
+    /// Puts a file into the set's folder, as a link.
+    pub fn link_to(&self, entry: &Entry, file: &LockedFile, target: &Path) -> io::Result<()> {
+        let at = self.set(entry).join(&file.path);
         if fs::read_link(&at).is_ok_and(|now| now == target) {
             return Ok(());
         }
@@ -131,6 +136,19 @@ impl Cache {
         remove(&fresh)?;
         symlink(target, &fresh)?;
         fs::rename(fresh, at)
+    }
+
+    /// Is there room for the rest of a file? Said before it is fetched, and not at its last byte.
+    pub fn room(&self, file: &LockedFile) -> io::Result<()> {
+        let here = fs::metadata(self.partial(file)).map_or(0, |about| about.len());
+        let needed = file.size.saturating_sub(here);
+        match free_bytes(&self.root) {
+            Some(free) if free < needed => {
+                let why = format!("no space left: {needed} bytes are needed, {free} are free");
+                Err(io::Error::new(io::ErrorKind::StorageFull, why))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Does what stands at `path` have the size, time and inode that the blob's stamp recorded?
@@ -157,6 +175,17 @@ impl Stamp {
     pub fn to_text(&self) -> String {
         format!("verified size={} mtime_ns={} inode={}\n", self.size, self.modified_ns, self.inode)
     }
+}
+
+/// What this user may still write on the disk of a folder, where the system tells.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let path = std::ffi::CString::new(folder.as_os_str().as_encoded_bytes()).ok()?;
+    let mut about = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the path ends with a NUL, and the structure is the system's to fill.
+    let told = unsafe { libc::statvfs(path.as_ptr(), about.as_mut_ptr()) };
+    // SAFETY: zeroes are valid for it, and it was filled if the call says so.
+    let about = unsafe { about.assume_init() };
+    (told == 0).then(|| (about.f_bavail as u64).saturating_mul(about.f_frsize as u64))
 }
 
 /// Removes a file if it is there.

@@ -12,7 +12,7 @@ use super::http::Net;
 use super::lock::{Entry, LockedFile};
 use super::mirror::{Place, Source};
 use super::sink::{Fault, Sink};
-use super::{Options, Progress, pip};
+use super::{Options, Progress, hub, pip, refuse_pickle};
 
 /// A source that is cut again and again is given up, even while every attempt gets a little further.
 const MAX_ATTEMPTS_PER_SOURCE: u32 = 5;
@@ -57,6 +57,9 @@ impl Fetch<'_> {
                 }
             }
         }
+        if let Err(why) = refuse_pickle(path, &self.cache.blob(self.file)) {
+            return Err(PredictError::Operator(format!("weights {}: {path}: {why}", self.entry.name)));
+        }
         self.cache.link(self.entry, self.file).map_err(|e| self.disk(e))
     }
 
@@ -88,6 +91,7 @@ impl Fetch<'_> {
         report: &mut dyn FnMut(Progress),
     ) -> Result<(), PredictError> {
         let mut failures = Vec::new();
+        self.cache.room(self.file).map_err(|e| self.disk(e))?;
         for source in self.sources(mirrors) {
             let name = source.to_string();
             let file = self.file.path.as_str();
@@ -97,7 +101,9 @@ impl Fetch<'_> {
             report(Progress::Trying { file, source: &name });
             match self.insist(&source, &name, net, report) {
                 Ok(()) => return Ok(()),
-                Err(why) => {
+                Err(Fault::Disk(why)) => return Err(self.disk(std::io::Error::other(why))),
+                Err(fault) => {
+                    let why = fault.why();
                     // Whoever waits is told by `report`.
                     tracing::info!("{file}: {name}: {why}");
                     report(Progress::Failed { file, source: &name, why: &why });
@@ -111,8 +117,17 @@ impl Fetch<'_> {
     fn sources(&self, mirrors: &[Source]) -> Vec<Source> {
         let folder = self.options.weights_dir.as_ref();
         let local = folder.map(|folder| Source { place: Place::Path(folder.clone()), only: None });
-        let listed = mirrors.iter().filter(|source| source.serves(self.entry, self.file)).cloned();
-        local.into_iter().chain(listed).collect()
+        let listed = mirrors.iter().filter(|source| source.serves(self.entry, self.file));
+        let listed = listed.flat_map(|source| [self.kept_by_the_hubs_tools(source), Some(source.clone())]);
+        local.into_iter().chain(listed.flatten()).collect()
+    }
+
+    /// What the hub's own tools have fetched already need not be fetched again.
+    fn kept_by_the_hubs_tools(&self, source: &Source) -> Option<Source> {
+        let Place::Hub { repo, commit, file } = &source.place else { return None };
+        let folder = self.options.hub_cache.as_ref()?;
+        let path = hub::kept(folder, repo, commit, file.as_deref().unwrap_or(&self.file.path))?;
+        Some(Source { place: Place::Path(path), only: None })
     }
 
     /// Asks one source until it has delivered, or has shown that it will not.
@@ -122,9 +137,10 @@ impl Fetch<'_> {
         name: &str,
         net: &mut Net,
         report: &mut dyn FnMut(Progress),
-    ) -> Result<(), String> {
+    ) -> Result<(), Fault> {
+        let disk = |e: std::io::Error| Fault::Disk(e.to_string());
         for attempt in 1.. {
-            let mut sink = Sink::open(self.cache, self.file, name).map_err(|e| self.disk(e).to_string())?;
+            let mut sink = Sink::open(self.cache, self.file, name).map_err(disk)?;
             let before = sink.done();
             let inherited = sink.inherited();
             let read = if before == self.file.size { Ok(()) } else { self.read(source, &mut sink, net, report) };
@@ -134,9 +150,9 @@ impl Fetch<'_> {
             match read.and_then(|()| sink.finish()) {
                 Ok(()) => return Ok(()),
                 Err(Fault::Wrong(why)) => {
-                    Sink::forget(self.cache, self.file).map_err(|e| self.disk(e).to_string())?;
+                    Sink::forget(self.cache, self.file).map_err(disk)?;
                     if !blameless {
-                        return Err(why);
+                        return Err(Fault::Wrong(why));
                     }
                     tracing::info!(
                         "{}: what an earlier attempt left was wrong; {name} is read from the start",
@@ -148,9 +164,9 @@ impl Fetch<'_> {
                 }
                 Err(fault) => {
                     if empty {
-                        Sink::forget(self.cache, self.file).map_err(|e| self.disk(e).to_string())?;
+                        Sink::forget(self.cache, self.file).map_err(disk)?;
                     }
-                    return Err(fault.why());
+                    return Err(fault);
                 }
             }
         }

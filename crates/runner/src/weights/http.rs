@@ -1,9 +1,12 @@
 //! Fetches a file over http(s), plain or by the hub's protocol, into a sink.
 //!
-//! Knows ranges, redirects and who may see the token; refuses to know digests and caches. Redirects are followed by
-//! hand, because the hub answers with the address of a blob store, and the token is the hub's alone.
+//! Knows requests, redirects and who may see the token; refuses to know digests and caches. Redirects are followed by
+//! hand, because the hub answers with the address of a blob store, and the token is the hub's alone. The hub's own client
+//! (hf-hub) is not used: it believes what comes, while here size and digest are those of the lock, before and after, and
+//! a half file goes on from wherever it ended, from whichever source.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -13,17 +16,20 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 use super::sink::{Fault, Sink};
-use super::{Options, Progress};
+use super::token::Token;
+use super::{Options, Progress, ranges};
 
 const CONNECT_SECONDS: u64 = 5;
 /// A server that sends nothing for this long is taken for dead.
 const SILENCE_SECONDS: u64 = 30;
 const MAX_REDIRECTS: usize = 10;
+/// Of what a server says about its refusal, in the error.
+const MAX_QUOTED_CHARS: usize = 200;
 
 /// The way out, made when the first network source is asked: a set that comes from a folder needs no certificates.
 pub(super) struct Net {
     endpoint: String,
-    token: Option<String>,
+    token: Option<Token>,
     open: Option<Open>,
 }
 
@@ -32,8 +38,18 @@ struct Open {
     client: Client,
 }
 
+/// An address, and who is asked there.
+#[derive(Clone)]
+pub(super) struct Address {
+    pub url: Url,
+    /// The hub's repository, for whom it takes a token.
+    pub repo: Option<String>,
+    /// None: there is none, or it may not be sent there.
+    pub token: Option<Token>,
+}
+
 /// A request's outcome that is not an answer to use.
-enum Stop {
+pub(super) enum Stop {
     /// The range was not to be had: ask for the whole.
     StartOver,
     Fault(Fault),
@@ -51,7 +67,7 @@ impl Net {
     }
 
     pub fn https(&mut self, url: &Url, sink: &mut Sink, report: &mut dyn FnMut(Progress)) -> Result<(), Fault> {
-        self.fetch(url.clone(), None, sink, report)
+        self.fetch(&Address { url: url.clone(), repo: None, token: None }, sink, report)
     }
 
     /// `{endpoint}/{repo}/resolve/{commit}/{file}`
@@ -63,38 +79,33 @@ impl Net {
         sink: &mut Sink,
         report: &mut dyn FnMut(Progress),
     ) -> Result<(), Fault> {
-        let bad = |why: &dyn std::fmt::Display| Fault::Refused(format!("HF_ENDPOINT {}: {why}", self.endpoint));
-        let mut url = Url::parse(&self.endpoint).map_err(|e| bad(&e))?;
-        url.path_segments_mut()
-            .map_err(|()| bad(&"is not an http address"))?
-            .pop_if_empty()
-            .extend(repo.split('/'))
-            .extend(["resolve", commit])
-            .extend(file.split('/'));
-        let token = self.token.clone().filter(|_| may_carry_a_token(&url));
-        self.fetch(url, token, sink, report)
+        let address = self.resolve(repo, commit, file)?;
+        self.fetch(&address, sink, report)
     }
 
-    fn fetch(
-        &mut self,
-        url: Url,
-        token: Option<String>,
-        sink: &mut Sink,
-        report: &mut dyn FnMut(Progress),
-    ) -> Result<(), Fault> {
-        if self.open.is_none() {
-            self.open = Some(Open::new()?);
-        }
-        let Some(Open { runtime: Some(runtime), client }) = &self.open else {
-            return Err(Fault::Refused("the network client is gone".into()));
-        };
+    /// Where the hub has a file of a repository at a commit.
+    pub fn resolve(&self, repo: &str, commit: &str, file: &str) -> Result<Address, Fault> {
+        self.at_hub(repo, repo.split('/').chain(["resolve", commit]).chain(file.split('/')))
+    }
+
+    /// An address of the hub, about `repo`.
+    pub fn at_hub<'a>(&self, repo: &str, path: impl IntoIterator<Item = &'a str>) -> Result<Address, Fault> {
+        let bad = |why: &dyn std::fmt::Display| Fault::Refused(format!("HF_ENDPOINT {}: {why}", self.endpoint));
+        let mut url = Url::parse(&self.endpoint).map_err(|e| bad(&e))?;
+        url.path_segments_mut().map_err(|()| bad(&"is not an http address"))?.pop_if_empty().extend(path);
+        let token = self.token.clone().filter(|_| may_carry_a_token(&url));
+        Ok(Address { url, repo: Some(repo.to_owned()), token })
+    }
+
+    fn fetch(&mut self, address: &Address, sink: &mut Sink, report: &mut dyn FnMut(Progress)) -> Result<(), Fault> {
+        let (runtime, client) = self.opened()?;
         runtime.block_on(async {
-            match read(client, url.clone(), token.as_deref(), sink, report).await {
+            match read(client, address, sink, report).await {
                 Ok(()) => Ok(()),
                 Err(Stop::Fault(fault)) => Err(fault),
                 Err(Stop::StartOver) => {
-                    sink.restart().map_err(|e| Fault::Refused(e.to_string()))?;
-                    match read(client, url, token.as_deref(), sink, report).await {
+                    sink.restart().map_err(|e| Fault::Disk(e.to_string()))?;
+                    match read(client, address, sink, report).await {
                         Err(Stop::StartOver) => Err(Fault::Refused("it refuses even the whole file (HTTP 416)".into())),
                         Err(Stop::Fault(fault)) => Err(fault),
                         Ok(()) => Ok(()),
@@ -102,6 +113,69 @@ impl Net {
                 }
             }
         })
+    }
+
+    /// A small document, and its headers. `range`: only its first bytes.
+    pub fn document(
+        &mut self,
+        address: &Address,
+        first: Option<u64>,
+        limit: u64,
+    ) -> Result<(Vec<u8>, HeaderMap), Fault> {
+        let (runtime, client) = self.opened()?;
+        runtime.block_on(async {
+            let range = first.map(|first| (0, Some(first)));
+            let mut answer = follow(client, address, range, |_| Ok(())).await?;
+            if !matches!(answer.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
+                return Err(refusal(&answer, address));
+            }
+            let (headers, mut bytes) = (answer.headers().clone(), Vec::new());
+            while let Some(chunk) = answer.chunk().await.map_err(|e| Fault::Cut(chain(&e.without_url())))? {
+                if (bytes.len() + chunk.len()) as u64 > limit {
+                    return Err(Fault::Refused(format!("{} is more than {limit} bytes long", address.url.path())));
+                }
+                bytes.extend_from_slice(&chunk);
+                if first.is_some_and(|first| bytes.len() as u64 >= first) {
+                    break;
+                }
+            }
+            Ok((bytes, headers))
+        })
+    }
+
+    /// All of a file that nobody has a digest for, in order; the server's tag for it.
+    pub fn save(
+        &mut self,
+        address: &Address,
+        to: &mut std::fs::File,
+        name: &str,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Option<String>, Fault> {
+        let (runtime, client) = self.opened()?;
+        runtime.block_on(async {
+            let mut answer = follow(client, address, None, |_| Ok(())).await?;
+            if answer.status() != StatusCode::OK {
+                return Err(refusal(&answer, address));
+            }
+            let tag = answer.headers().get("etag").and_then(|tag| tag.to_str().ok()).map(str::to_owned);
+            let (mut done, total) = (0, answer.content_length().unwrap_or_default());
+            while let Some(bytes) = answer.chunk().await.map_err(|e| Fault::Cut(chain(&e.without_url())))? {
+                to.write_all(&bytes).map_err(|e| Fault::Disk(e.to_string()))?;
+                done += bytes.len() as u64;
+                report(Progress::Bytes { file: name, source: "https", done, total: total.max(done) });
+            }
+            Ok(tag)
+        })
+    }
+
+    fn opened(&mut self) -> Result<(&Runtime, &Client), Fault> {
+        if self.open.is_none() {
+            self.open = Some(Open::new()?);
+        }
+        match &self.open {
+            Some(Open { runtime: Some(runtime), client }) => Ok((runtime, client)),
+            _ => Err(Fault::Refused("the network client is gone".into())),
+        }
     }
 }
 
@@ -136,13 +210,16 @@ impl Drop for Open {
 
 async fn read(
     client: &Client,
-    url: Url,
-    token: Option<&str>,
+    address: &Address,
     sink: &mut Sink<'_>,
     report: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), Stop> {
-    let mut answer = follow(client, url, token, sink).await?;
-    accept(&answer, sink)?;
+    let first = ranges::first(sink.done(), sink.file().size);
+    let mut answer = follow(client, address, first, |headers| announced(headers, sink)).await?;
+    accept(&answer, address, sink)?;
+    if answer.status() == StatusCode::PARTIAL_CONTENT && first.is_some_and(|(_, end)| end.is_some()) {
+        return ranges::read(client, address, answer, sink, report).await;
+    }
     loop {
         match answer.chunk().await {
             Ok(Some(bytes)) => sink.write(&bytes, report)?,
@@ -152,33 +229,40 @@ async fn read(
     }
 }
 
-/// Asks, and asks again wherever a redirect points. The token goes to the first address's origin only.
-async fn follow(client: &Client, first: Url, token: Option<&str>, sink: &Sink<'_>) -> Result<Response, Stop> {
-    let mut url = first.clone();
+/// Asks, and asks again wherever a redirect points. The token goes to the first address's origin only. `range` counts
+/// from its first byte up to, without, its second; `seen` hears the headers of every answer.
+pub(super) async fn follow(
+    client: &Client,
+    address: &Address,
+    range: Option<(u64, Option<u64>)>,
+    mut seen: impl FnMut(&HeaderMap) -> Result<(), Fault>,
+) -> Result<Response, Fault> {
+    let mut url = address.url.clone();
     for _ in 0..=MAX_REDIRECTS {
         let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
-        if sink.done() > 0 {
-            request = request.header(RANGE, format!("bytes={}-", sink.done()));
+        if let Some((from, until)) = range {
+            let last = until.map(|until| (until - 1).to_string()).unwrap_or_default();
+            request = request.header(RANGE, format!("bytes={from}-{last}"));
         }
-        if let Some(token) = token.filter(|_| url.origin() == first.origin()) {
-            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        if let Some(token) = address.token.as_ref().filter(|_| url.origin() == address.url.origin()) {
+            request = request.header(AUTHORIZATION, token.bearer());
         }
         let answer = request.send().await.map_err(|e| Fault::Refused(chain(&e.without_url())))?;
-        announced(answer.headers(), sink)?;
+        seen(answer.headers())?;
         if !answer.status().is_redirection() {
             return Ok(answer);
         }
         let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
         let next = to.and_then(|to| url.join(to).ok()).filter(|next| matches!(next.scheme(), "https" | "http"));
         let Some(next) = next else {
-            return Err(Fault::Refused(format!("HTTP {} to nowhere: {to:?}", answer.status().as_u16())).into());
+            return Err(Fault::Refused(format!("HTTP {} to nowhere: {to:?}", answer.status().as_u16())));
         };
         if url.scheme() == "https" && next.scheme() == "http" {
-            return Err(Fault::Refused("it redirects from https to http".into()).into());
+            return Err(Fault::Refused("it redirects from https to http".into()));
         }
         url = next;
     }
-    Err(Fault::Refused(format!("more than {MAX_REDIRECTS} redirects")).into())
+    Err(Fault::Refused(format!("more than {MAX_REDIRECTS} redirects")))
 }
 
 /// The hub says size and sha256 of a large file before it sends it: what cannot be right is not downloaded.
@@ -196,7 +280,7 @@ fn announced(headers: &HeaderMap, sink: &Sink) -> Result<(), Fault> {
 }
 
 /// Is this answer what was asked for? Sets the sink to where its first byte belongs.
-fn accept(answer: &Response, sink: &mut Sink) -> Result<(), Stop> {
+fn accept(answer: &Response, address: &Address, sink: &mut Sink) -> Result<(), Stop> {
     let size = sink.file().size;
     let sends = |bytes: u64| Fault::Refused(format!("it sends {bytes} bytes; the lock says {size}"));
     match answer.status() {
@@ -215,19 +299,42 @@ fn accept(answer: &Response, sink: &mut Sink) -> Result<(), Stop> {
                 return Err(sends(length).into());
             }
             // All of it, whatever was asked for.
-            sink.restart().map_err(|e| Fault::Refused(e.to_string()).into())
+            sink.restart().map_err(|e| Fault::Disk(e.to_string()).into())
         }
         StatusCode::RANGE_NOT_SATISFIABLE => Err(Stop::StartOver),
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-            let code = status.as_u16();
-            Err(Fault::Refused(format!("HTTP {code}: it is private or gated (HF_TOKEN is sent to the hub)")).into())
-        }
-        status => Err(Fault::Refused(format!("HTTP {}", status.as_u16())).into()),
+        _ => Err(refusal(answer, address).into()),
     }
 }
 
+/// What a server refuses, whose permission is missing, and who can get it.
+pub(super) fn refusal(answer: &Response, address: &Address) -> Fault {
+    let code = answer.status().as_u16();
+    let said = answer.headers().get("x-error-message").and_then(|said| said.to_str().ok());
+    let said = said.map(|said| format!(" ({})", said.chars().take(MAX_QUOTED_CHARS).collect::<String>()));
+    let said = said.unwrap_or_default();
+    Fault::Refused(match (code, &address.repo, &address.token) {
+        (401 | 403, Some(repo), None) => format!(
+            "HTTP {code}: {repo} is private or gated, and no token is known here: put one that may read it into HF_TOKEN{said}"
+        ),
+        (401, Some(repo), Some(token)) => {
+            format!(
+                "HTTP 401: the hub does not take the token {token} for {repo}: it has run out, or was withdrawn{said}"
+            )
+        }
+        (403, Some(repo), Some(token)) => {
+            let mut page = address.url.clone();
+            page.set_path(repo);
+            format!("HTTP 403: the account of the token {token} has no access to {repo}: ask for it on {page}{said}")
+        }
+        (401 | 403, None, _) => {
+            format!("HTTP {code}: it is private or gated (a token is sent to the hub and to nobody else){said}")
+        }
+        _ => format!("HTTP {code}{said}"),
+    })
+}
+
 /// `bytes 5-9/10` is (5, Some(10)); the total may be `*`.
-fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+pub(super) fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }
@@ -244,7 +351,7 @@ fn may_carry_a_token(url: &Url) -> bool {
 }
 
 /// An error with its causes: the outermost alone says "error sending request".
-fn chain(e: &dyn std::error::Error) -> String {
+pub(super) fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
     let mut cause = e.source();
     while let Some(inner) = cause {

@@ -15,8 +15,9 @@ use super::cache::{self, Stamp};
 /// A file that was changed this short a while ago may be changed again without its time showing it.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The sha256 of a file's bytes, in hex, and how many there are: as remembered under `cache`, else read.
-pub(super) fn hash(cache: &Path, path: &Path) -> io::Result<(String, u64)> {
+/// The sha256 of a file's bytes, in hex, and how many there are: as remembered under `cache`, else read. `seen` is told the
+/// bytes read so far.
+pub(super) fn hash(cache: &Path, path: &Path, seen: &mut dyn FnMut(u64)) -> io::Result<(String, u64)> {
     let record = record(cache, path)?;
     let about = fs::metadata(path)?;
     let stamp = Stamp::of(&about).to_text();
@@ -24,7 +25,7 @@ pub(super) fn hash(cache: &Path, path: &Path) -> io::Result<(String, u64)> {
     if let Some(hex) = kept.strip_prefix(&stamp).filter(|hex| is_digest(hex)) {
         return Ok((hex.to_owned(), about.len()));
     }
-    let (hex, size) = cache::hash(path, |_| {})?;
+    let (hex, size) = cache::hash(path, seen)?;
     let after = fs::metadata(path)?;
     let settled = SystemTime::now().duration_since(after.modified()?).is_ok_and(|age| age >= SETTLED);
     if settled
@@ -58,6 +59,10 @@ fn is_digest(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn read(cache: &Path, path: &Path) -> io::Result<(String, u64)> {
+        hash(cache, path, &mut |_| {})
+    }
+
     /// A file that was written an hour ago.
     fn settled(path: &Path, text: &str) {
         fs::write(path, text).unwrap();
@@ -70,13 +75,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, file) = (folder.path().join("cache"), folder.path().join("weights"));
         settled(&file, "one");
-        let first = hash(&cache, &file).unwrap();
+        let first = read(&cache, &file).unwrap();
         assert_eq!(first, (hex::encode(Sha256::digest("one")), 3));
         // What is remembered is what is answered: a false digest shows that the file was not read.
         let record = record(&cache, &file).unwrap();
         let told = fs::read_to_string(&record).unwrap().replace(&first.0, &"0".repeat(64));
         fs::write(&record, told).unwrap();
-        assert_eq!(hash(&cache, &file).unwrap(), ("0".repeat(64), 3));
+        assert_eq!(read(&cache, &file).unwrap(), ("0".repeat(64), 3));
     }
 
     #[test]
@@ -84,13 +89,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, file) = (folder.path().join("cache"), folder.path().join("weights"));
         settled(&file, "one");
-        hash(&cache, &file).unwrap();
+        read(&cache, &file).unwrap();
         fs::write(&file, "two").unwrap();
-        assert_eq!(hash(&cache, &file).unwrap().0, hex::encode(Sha256::digest("two")));
+        assert_eq!(read(&cache, &file).unwrap().0, hex::encode(Sha256::digest("two")));
         fs::remove_file(&file).unwrap();
         settled(&file, "three");
-        assert_eq!(hash(&cache, &file).unwrap(), (hex::encode(Sha256::digest("three")), 5));
-        assert!(hash(&cache, &folder.path().join("absent")).is_err());
+        assert_eq!(read(&cache, &file).unwrap(), (hex::encode(Sha256::digest("three")), 5));
+        assert!(read(&cache, &folder.path().join("absent")).is_err());
     }
 
     #[test]
@@ -98,7 +103,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (cache, file) = (folder.path().join("cache"), folder.path().join("weights"));
         fs::write(&file, "one").unwrap();
-        hash(&cache, &file).unwrap();
+        read(&cache, &file).unwrap();
         assert!(!cache.exists());
     }
 
@@ -108,6 +113,6 @@ mod tests {
         let (cache, file) = (folder.path().join("cache"), folder.path().join("weights"));
         fs::write(&cache, "a file stands there").unwrap();
         settled(&file, "one");
-        assert_eq!(hash(&cache, &file).unwrap().1, 3);
+        assert_eq!(read(&cache, &file).unwrap().1, 3);
     }
 }

@@ -1,27 +1,41 @@
 //! Pinned weights: what they are (`lock`), where they may come from (`mirror`), how they get here (`fetch`, `http`,
-//! `pip`), where they lie (`cache`), and whether they still are what they were (`verify`, `known`).
+//! `ranges`, `pip`, `bundle`), where they lie (`cache`), and whether they still are what they were (`verify`, `known`).
+//! Sets of somebody's own: what a cog.yaml declares (`declared`), how that becomes a lock (`pin`, `hub`) and a folder that
+//! a model is loaded from (`own`).
 //!
 //! The digest in the lock decides: a source is only a place to try. Everything here blocks, and belongs on a thread of
 //! its own, not on an async runtime's. Opening the files is the business of `gguf` and `safetensors`.
 
+mod bundle;
 mod cache;
+mod declared;
 mod fetch;
 mod http;
+mod hub;
 mod known;
 pub mod lock;
 mod mirror;
+mod own;
 mod pickle;
+mod pin;
 mod pip;
+mod ranges;
 mod sink;
+mod token;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+pub use bundle::{Bundle, Imported, import};
+pub use declared::{Declared, Drift, declared, drift};
 pub use fetch::ensure;
 pub use lock::{Entry, Lock, LockedFile};
 pub use mirror::{Place, Source, mirrors};
+pub use own::{Own, bring};
 pub(crate) use pickle::is_pickle;
-pub use verify::{lock_known, lock_path, verify, verify_with};
+pub use pin::pin;
+pub use token::Token;
+pub use verify::{Checked, lock_known, lock_path, verify, verify_with};
 
 /// How weights are fetched and where they are kept.
 #[derive(Clone)]
@@ -34,12 +48,15 @@ pub struct Options {
     /// The hub that `hub:` mirrors mean.
     pub hub_endpoint: String,
     /// Sent to the hub, and to no other host.
-    pub hub_token: Option<String>,
+    pub hub_token: Option<Token>,
+    /// Where the hub's own tools keep what they fetched: looked into before the hub is asked.
+    pub hub_cache: Option<PathBuf>,
 }
 
 impl Options {
     /// As the environment says: `PINION_CACHE` (else `$XDG_CACHE_HOME/pinion`, else `~/.cache/pinion`),
-    /// `PINION_WEIGHTS_DIR`, `PINION_OFFLINE`, `HF_ENDPOINT`, `HF_TOKEN`.
+    /// `PINION_WEIGHTS_DIR`, `PINION_OFFLINE`; and as for the hub's own tools `HF_ENDPOINT`, `HF_TOKEN`, `HF_TOKEN_PATH`,
+    /// `HF_HOME`, `HF_HUB_CACHE`.
     pub fn from_env() -> Self {
         Self::from(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
     }
@@ -57,7 +74,10 @@ impl Options {
             cache_dir,
             weights_dir: variable("PINION_WEIGHTS_DIR").map(PathBuf::from),
             hub_endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
-            hub_token: text("HF_TOKEN"),
+            hub_token: Token::find(&variable),
+            hub_cache: variable("HF_HUB_CACHE")
+                .map(PathBuf::from)
+                .or_else(|| Some(token::hub_home(&variable)?.join("hub"))),
         }
     }
 }
@@ -65,6 +85,21 @@ impl Options {
 impl Default for Options {
     fn default() -> Self {
         Self::from_env()
+    }
+}
+
+/// `name` is the file's path in its set, `content` where its bytes lie.
+fn refuse_pickle(name: &str, content: &Path) -> Result<(), String> {
+    use std::io::Read;
+    if !pickle::may_be_one(Path::new(name)) {
+        return Ok(());
+    }
+    let mut first = Vec::new();
+    let read = std::fs::File::open(content).and_then(|file| file.take(pickle::MARK_BYTES).read_to_end(&mut first));
+    read.map_err(|e| e.to_string())?;
+    match pickle::begins_like_one(&first) {
+        true => Err("is a Python pickle, which runs code when it is loaded; it is not used".to_owned()),
+        false => Ok(()),
     }
 }
 

@@ -4,18 +4,29 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+/// How many of a file's first bytes tell.
+pub(super) const MARK_BYTES: u64 = 4;
 const EXTENSIONS: [&str; 6] = ["bin", "pt", "pth", "ckpt", "pkl", "pickle"];
 
 /// By name and by content, since `.bin` is used for harmless formats too: a pickle's own protocol mark, or the zip that
 /// torch puts around one.
 pub(crate) fn is_pickle(path: &Path) -> io::Result<bool> {
-    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-    if !EXTENSIONS.contains(&extension) {
+    if !may_be_one(path) {
         return Ok(false);
     }
     let mut first = Vec::new();
-    File::open(path)?.take(4).read_to_end(&mut first)?;
-    Ok(matches!(first[..], [0x80, 2..=5, ..] | [b'P', b'K', 3, 4]))
+    File::open(path)?.take(MARK_BYTES).read_to_end(&mut first)?;
+    Ok(begins_like_one(&first))
+}
+
+/// By its name alone.
+pub(super) fn may_be_one(path: &Path) -> bool {
+    path.extension().and_then(|extension| extension.to_str()).is_some_and(|name| EXTENSIONS.contains(&name))
+}
+
+/// `first` are its first `MARK_BYTES`.
+pub(super) fn begins_like_one(first: &[u8]) -> bool {
+    matches!(first, [0x80, 2..=5, ..] | [b'P', b'K', 3, 4, ..])
 }
 
 #[cfg(test)]

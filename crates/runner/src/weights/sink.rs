@@ -1,10 +1,14 @@
-//! Where a source's bytes go: into the blob's `.partial`, hashed on the way, and never more of them than the lock says.
+//! Where a source's bytes go: into the blob's `.partial`, and never more of them than the lock says. A thread beside it
+//! reads them back, from memory, and hashes them: receiving and hashing take the time of the slower one.
 //!
 //! Refuses to know where they come from. A partial file survives a cut, and the next attempt, from whichever source,
 //! goes on where it ended; the digest tells at the end whether that was right.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
 
@@ -21,12 +25,14 @@ pub(super) enum Fault {
     Wrong(String),
     /// It has nothing for us.
     Refused(String),
+    /// The cache cannot be written: no other source would do better.
+    Disk(String),
 }
 
 impl Fault {
     pub fn why(self) -> String {
         match self {
-            Self::Cut(why) | Self::Wrong(why) | Self::Refused(why) => why,
+            Self::Cut(why) | Self::Wrong(why) | Self::Refused(why) | Self::Disk(why) => why,
         }
     }
 }
@@ -36,33 +42,37 @@ pub(super) struct Sink<'a> {
     locked: &'a LockedFile,
     source: &'a str,
     file: File,
-    hasher: Sha256,
+    hashing: Hashing,
     done: u64,
     /// Bytes that were there before this attempt: they may be somebody else's.
     inherited: u64,
 }
 
 impl<'a> Sink<'a> {
-    /// Opens what an earlier attempt left, and hashes it.
+    /// Opens what an earlier attempt left, and goes on behind it.
     pub fn open(cache: &'a Cache, locked: &'a LockedFile, source: &'a str) -> io::Result<Self> {
         let path = cache.partial(locked);
         let file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
-        let mut sink = Self { cache, locked, source, file, hasher: Sha256::new(), done: 0, inherited: 0 };
+        let hashing = Hashing::start(&file)?;
+        let mut sink = Self { cache, locked, source, file, hashing, done: 0, inherited: 0 };
         let left = sink.file.metadata()?.len();
         if left > locked.size {
             sink.restart()?;
-        } else if left > 0 {
-            sink.done = io::copy(&mut (&sink.file).take(left), &mut HashOnly(&mut sink.hasher))?;
-            sink.inherited = sink.done;
+        } else {
+            sink.file.seek(SeekFrom::Start(left))?;
+            sink.hashing.reached(left);
+            (sink.done, sink.inherited) = (left, left);
         }
         Ok(sink)
     }
 
     /// From the first byte again.
     pub fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.file.rewind()?;
-        self.hasher = Sha256::new();
+        if self.done > 0 || self.file.metadata()?.len() > 0 {
+            self.file.set_len(0)?;
+            self.file.rewind()?;
+            self.hashing = Hashing::start(&self.file)?;
+        }
         (self.done, self.inherited) = (0, 0);
         Ok(())
     }
@@ -84,9 +94,9 @@ impl<'a> Sink<'a> {
         if self.done + bytes.len() as u64 > self.locked.size {
             return Err(Fault::Wrong(format!("it sends more than the {} bytes that the lock says", self.locked.size)));
         }
-        self.file.write_all(bytes).map_err(|e| Fault::Cut(format!("writing to the cache: {e}")))?;
-        self.hasher.update(bytes);
+        self.file.write_all(bytes).map_err(|e| self.disk(&e))?;
         self.done += bytes.len() as u64;
+        self.hashing.reached(self.done);
         let (file, total) = (self.locked.path.as_str(), self.locked.size);
         report(Progress::Bytes { file, source: self.source, done: self.done, total });
         Ok(())
@@ -111,12 +121,18 @@ impl<'a> Sink<'a> {
         if self.done < size {
             return Err(Fault::Cut(format!("it was cut after {} of {size} bytes", self.done)));
         }
-        let got = hex::encode(self.hasher.finalize());
+        let got = self.hashing.finish();
+        let got = got.map_err(|e| Fault::Disk(format!("the cache at {}: {e}", self.cache.root().display())))?;
         if got != self.locked.hex() {
             return Err(Fault::Wrong(format!("wrong content: expected sha256 {}, got {got}", self.locked.hex())));
         }
         let kept = self.cache.keep(self.locked, &self.file);
-        kept.map_err(|e| Fault::Refused(format!("the cache at {}: {e}", self.cache.root().display())))
+        kept.map_err(|e| Fault::Disk(format!("the cache at {}: {e}", self.cache.root().display())))
+    }
+
+    fn disk(&self, e: &io::Error) -> Fault {
+        let (root, size) = (self.cache.root().display(), self.locked.size);
+        Fault::Disk(format!("the cache at {root}: {e} (after {} of {size} bytes)", self.done))
     }
 
     /// Forgets the partial file of a source that sent the wrong thing.
@@ -125,15 +141,49 @@ impl<'a> Sink<'a> {
     }
 }
 
-struct HashOnly<'a>(&'a mut Sha256);
+/// Hashes a file behind whoever writes it: the bytes are in the system's memory still.
+struct Hashing {
+    reached: mpsc::Sender<u64>,
+    thread: JoinHandle<io::Result<Sha256>>,
+}
 
-impl Write for HashOnly<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
+impl Hashing {
+    fn start(file: &File) -> io::Result<Self> {
+        let (file, (reached, told)) = (file.try_clone()?, mpsc::channel());
+        let thread = std::thread::Builder::new().name("hashing".into()).spawn(move || follow(&file, &told))?;
+        Ok(Self { reached, thread })
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    /// The file has so many bytes now, and they will not change.
+    fn reached(&self, bytes: u64) {
+        // It goes early only with an error, which `finish` tells.
+        let _ = self.reached.send(bytes);
     }
+
+    /// The digest of everything up to the last byte reached, in hex.
+    fn finish(self) -> io::Result<String> {
+        drop(self.reached);
+        let hasher = self.thread.join().map_err(|_| io::Error::other("the thread that hashes has panicked"))??;
+        Ok(hex::encode(hasher.finalize()))
+    }
+}
+
+fn follow(file: &File, told: &mpsc::Receiver<u64>) -> io::Result<Sha256> {
+    let (mut hasher, mut at, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 18]);
+    while let Ok(reached) = told.recv() {
+        let reached = told.try_iter().last().unwrap_or(reached);
+        while at < reached {
+            let most = buffer.len().min(usize::try_from(reached - at).unwrap_or(usize::MAX));
+            match file.read_at(&mut buffer[..most], at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    hasher.update(&buffer[..read]);
+                    at += read as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Ok(hasher)
 }

@@ -13,6 +13,8 @@ use super::lock::{Entry, LockedFile, Origin, set_digest};
 use super::{Options, Progress, is_pickle, known};
 
 const MAX_FILES: usize = 10_000;
+/// What stands beside weights in a folder that is served, and says what they are: never a part of them.
+const OUR_FILES: [&str; 2] = ["cog.yaml", "weights.lock"];
 
 /// A file's path in the set, and what is wrong with it.
 pub type Checked = (String, Result<(), String>);
@@ -56,39 +58,19 @@ fn look(cache: &Cache, file: &LockedFile, report: &mut dyn FnMut(Progress)) -> i
 /// An entry for the weights at `path`, a file or a folder: every file is hashed, hidden ones are left out, links to files
 /// are followed, pickles are refused.
 pub fn lock_path(name: &str, path: &Path) -> Result<Entry, PredictError> {
-    lock_by(name, path, &|file| cache::hash(file, |_| {}))
+    lock_by(name, path, &mut |file, _, _| cache::hash(file, |_| {}))
 }
 
 /// The same, but a file that is as it was when it was hashed last is not read again: `known` has the conditions.
 pub fn lock_known(name: &str, path: &Path, options: &Options) -> Result<Entry, PredictError> {
-    lock_by(name, path, &|file| known::hash(&options.cache_dir, file))
+    lock_by(name, path, &mut |file, _, _| known::hash(&options.cache_dir, file, &mut |_| {}))
 }
 
-fn lock_by(name: &str, path: &Path, hash: &dyn Fn(&Path) -> io::Result<(String, u64)>) -> Result<Entry, PredictError> {
-    let refuse =
-        |path: &Path, why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", path.display()));
-    let mut found = Vec::new();
-    let root = if path.is_dir() {
-        walk(path, &mut found).map_err(|e| refuse(path, &e))?;
-        path
-    } else {
-        found.push(path.to_owned());
-        path.parent().unwrap_or(Path::new(""))
-    };
-    found.sort();
-    let mut files = Vec::with_capacity(found.len());
-    for at in &found {
-        if is_pickle(at).map_err(|e| refuse(at, &e))? {
-            return Err(refuse(
-                at,
-                &"is a Python pickle, which runs code when it is loaded; convert it to safetensors",
-            ));
-        }
-        let relative = at.strip_prefix(root).map_err(|e| refuse(at, &e))?;
-        let relative = relative.to_str().ok_or_else(|| refuse(at, &"its name is not UTF-8"))?.to_owned();
-        let (hex, size) = hash(at).map_err(|e| refuse(at, &e))?;
-        files.push(LockedFile { path: relative, size, digest: format!("sha256:{hex}"), layer: None });
-    }
+/// Hashes a file: where it lies, its path in the set, its size.
+pub(super) type Hash<'a> = &'a mut dyn FnMut(&Path, &str, u64) -> io::Result<(String, u64)>;
+
+fn lock_by(name: &str, path: &Path, hash: Hash) -> Result<Entry, PredictError> {
+    let files = files(path, &|_| true, hash)?;
     let digest = set_digest(&files);
     let uri = format!("file://{}", path.file_name().unwrap_or_default().to_string_lossy());
     let entry = Entry {
@@ -101,6 +83,43 @@ fn lock_by(name: &str, path: &Path, hash: &dyn Fn(&Path) -> io::Result<(String, 
     };
     entry.check()?;
     Ok(entry)
+}
+
+/// The files at `path`, a file or a folder, whose paths are wanted.
+pub(super) fn files(path: &Path, wanted: &dyn Fn(&str) -> bool, hash: Hash) -> Result<Vec<LockedFile>, PredictError> {
+    let refuse =
+        |path: &Path, why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", path.display()));
+    let mut found = Vec::new();
+    let root = if path.is_dir() {
+        walk(path, &mut found).map_err(|e| refuse(path, &e))?;
+        found.retain(|at| !OUR_FILES.iter().any(|name| *at == path.join(name)));
+        path
+    } else {
+        found.push(path.to_owned());
+        path.parent().unwrap_or(Path::new(""))
+    };
+    found.sort();
+    let mut files = Vec::with_capacity(found.len());
+    for at in &found {
+        let relative = at.strip_prefix(root).map_err(|e| refuse(at, &e))?;
+        let relative = relative.to_str().ok_or_else(|| refuse(at, &"its name is not UTF-8"))?.to_owned();
+        if !wanted(&relative) {
+            continue;
+        }
+        if is_pickle(at).map_err(|e| refuse(at, &e))? {
+            return Err(PredictError::Operator(a_pickle(&at.display().to_string())));
+        }
+        let size = fs::metadata(at).map_err(|e| refuse(at, &e))?.len();
+        let (hex, size) = hash(at, &relative, size).map_err(|e| refuse(at, &e))?;
+        files.push(LockedFile { path: relative, size, digest: format!("sha256:{hex}"), layer: None });
+    }
+    Ok(files)
+}
+
+pub(super) fn a_pickle(path: &str) -> String {
+    format!(
+        "{path}: is a Python pickle, which runs code when it is loaded; convert it to safetensors, or leave it out (exclude)"
+    )
 }
 
 fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
@@ -138,6 +157,8 @@ mod tests {
         write("config.json", b"{}");
         write("unet/model.safetensors", b"abc");
         write(".git/HEAD", b"x");
+        write("cog.yaml", b"native: {}");
+        write("weights.lock", b"{}");
         std::os::unix::fs::symlink("config.json", folder.path().join("linked.json")).unwrap();
         let entry = lock_path("tiny", folder.path()).unwrap();
         let files: Vec<_> = entry.files.iter().map(|file| (file.path.as_str(), file.size)).collect();

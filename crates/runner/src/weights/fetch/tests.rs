@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 use super::*;
+use crate::weights::Token;
 use crate::weights::lock::set_digest;
 use server::{Request, Server, answer, cut, ok, part, redirect};
 
@@ -54,6 +55,7 @@ impl Here {
             weights_dir: None,
             hub_endpoint: "http://127.0.0.1:9/".into(),
             hub_token: None,
+            hub_cache: None,
         };
         Self { options, notes: Vec::new(), folder }
     }
@@ -198,7 +200,7 @@ fn the_hub_is_asked_by_its_protocol_and_its_token_goes_nowhere_else() {
     });
     let mut here = Here::new();
     here.options.hub_endpoint = hub.url("/");
-    here.options.hub_token = Some("hf_secret".into());
+    here.options.hub_token = Some(Token::new("hf_secret", "HF_TOKEN"));
     let source = |file: &str| Source {
         place: Place::Hub { repo: "org/re po".into(), commit: COMMIT.into(), file: Some(file.into()) },
         only: None,
