@@ -17,6 +17,7 @@ mod math;
 pub mod norm;
 mod online;
 pub mod op;
+pub mod peak;
 pub mod pool;
 pub mod rope;
 pub mod sample;
