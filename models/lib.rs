@@ -1,6 +1,7 @@
 //! One folder per model, everything of a model in its folder. Refuses to know HTTP, store, dispatch and each other.
 
 pub mod llama;
+pub mod sdxl;
 pub mod whisper;
 
 use std::io::Write;
