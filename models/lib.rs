@@ -2,6 +2,7 @@
 
 pub mod llama;
 pub mod sdxl;
+mod shared;
 pub mod whisper;
 
 use std::io::Write;
@@ -83,6 +84,12 @@ impl Entry {
         let found = ALL.iter().find_map(|entry| Some((entry, entry.synth.iter().find(|shape| shape.name == name)?)));
         found.ok_or_else(|| no_shape(name, ALL.iter().flat_map(|entry| entry.synth)))
     }
+}
+
+/// The shape of random weights of this name, of any model.
+pub fn shape(name: &str) -> Result<&'static Shape, PredictError> {
+    let all = || ALL.iter().flat_map(|entry| entry.synth).chain(sdxl::synth::SHAPES);
+    all().find(|shape| shape.name == name).ok_or_else(|| no_shape(name, all()))
 }
 
 fn no_shape<'a>(name: &str, all: impl Iterator<Item = &'a Shape>) -> PredictError {

@@ -2,7 +2,7 @@
 //! stands before it (a decoder over its own words). Refuses to know which of them it serves.
 //!
 //! A memory holds the keys and values of one sequence: per head a run of blocks of 64 positions, keys as `[dim][64]` and
-//! values as `[64][dim]`, so that neither product sums across lanes. A unit of work is some rows of one memory under one
+//! values as `[64][width]`, `width` being `dim` rounded up to 16, so that neither product sums across lanes. A unit of work is some rows of one memory under one
 //! head: their queries meet block after block, with the running maximum and sum of an online softmax; scores never leave
 //! the cache. Blocks stand at fixed positions and sums have a fixed order: a row's result depends on nothing beside it.
 //!
@@ -12,41 +12,17 @@
 use std::cell::RefCell;
 
 use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::slice::HalfBitsSliceExt;
 
+use crate::attention::{BLOCK, Stored};
 use crate::linear::LANES;
-use crate::linear::tile::{self, Element, PlainTile};
-use crate::math::exp;
+use crate::linear::tile::{self, PlainTile};
+use crate::online::{NOTHING_SEEN, Softmax, weigh};
 use crate::pool::{Pool, Shares};
-use crate::simd::per_path;
-
-/// Positions in a block.
-const BLOCK: usize = 64;
 
 /// Queries that meet a block together: their scores, queries and sums stay in the second-level cache, and the block in the
 /// first-level one.
 const QUERIES: usize = 96;
-
-/// A value a memory may hold.
-trait Stored: Element + Sync {
-    fn put(from: &[f32], to: &mut [Self]);
-}
-
-impl Stored for f32 {
-    fn put(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Stored for f16 {
-    fn put(from: &[f32], to: &mut [f16]) {
-        to.convert_from_f32_slice(from);
-        // An infinity would make the whole row NaN; the largest number only dulls it.
-        for to in to.iter_mut().filter(|to| to.is_infinite()) {
-            *to = if to.is_sign_negative() { f16::MIN } else { f16::MAX };
-        }
-    }
-}
 
 /// The sizes of a memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +30,19 @@ pub struct Shape {
     pub positions: usize,
     pub heads: usize,
     pub dim: usize,
+}
+
+impl Shape {
+    /// Lanes that one position's values take.
+    fn width(&self) -> usize {
+        self.dim.next_multiple_of(LANES)
+    }
+
+    /// Keys and values of one head.
+    fn per_head(&self) -> (usize, usize) {
+        let positions = self.positions.next_multiple_of(BLOCK);
+        (positions * self.dim, positions * self.width())
+    }
 }
 
 /// Keys and values of one layer and one sequence. Its pages are touched only as positions are written.
@@ -71,13 +60,14 @@ enum Values {
 }
 
 impl Memory {
-    /// Room for `shape.positions`, in f16 with `half`, else in f32. The width of a head is a multiple of 16.
+    /// Room for `shape.positions`, in f16 with `half`, else in f32.
     pub fn new(shape: Shape, half: bool) -> Memory {
-        assert!(shape.dim.is_multiple_of(LANES) && shape.dim > 0, "a head is a multiple of {LANES} wide");
-        let len = shape.heads * shape.positions.next_multiple_of(BLOCK) * shape.dim;
+        assert!(shape.dim > 0, "a head of no width");
+        let (keys, values) = shape.per_head();
+        let (keys, values) = (shape.heads * keys, shape.heads * values);
         let values = match half {
-            true => Values::F16 { keys: vec![0; len], values: vec![0; len] },
-            false => Values::F32 { keys: vec![0.0; len], values: vec![0.0; len] },
+            true => Values::F16 { keys: vec![0; keys], values: vec![0; values] },
+            false => Values::F32 { keys: vec![0.0; keys], values: vec![0.0; values] },
         };
         Memory { shape, values }
     }
@@ -89,8 +79,8 @@ impl Memory {
     /// Once every position has been written.
     pub fn bytes(&self) -> usize {
         match &self.values {
-            Values::F32 { keys, .. } => 8 * keys.len(),
-            Values::F16 { keys, .. } => 4 * keys.len(),
+            Values::F32 { keys, values } => 4 * (keys.len() + values.len()),
+            Values::F16 { keys, values } => 2 * (keys.len() + values.len()),
         }
     }
 
@@ -115,16 +105,17 @@ impl Memory {
                 to[..used].copy_from_slice(&from[..used]);
             }
         }
-        let head = self.shape.positions.next_multiple_of(BLOCK) * self.shape.dim;
-        let used = positions.next_multiple_of(BLOCK) * self.shape.dim;
+        let (key, value) = self.shape.per_head();
+        let blocks = positions.next_multiple_of(BLOCK);
+        let (used_keys, used_values) = (blocks * self.shape.dim, blocks * self.shape.width());
         match (&mut self.values, &other.values) {
             (Values::F32 { keys, values }, Values::F32 { keys: k, values: v }) => {
-                copy(keys, k, head, used);
-                copy(values, v, head, used);
+                copy(keys, k, key, used_keys);
+                copy(values, v, value, used_values);
             }
             (Values::F16 { keys, values }, Values::F16 { keys: k, values: v }) => {
-                copy(keys, k, head, used);
-                copy(values, v, head, used);
+                copy(keys, k, key, used_keys);
+                copy(values, v, value, used_values);
             }
             _ => panic!("memories of two precisions"),
         }
@@ -154,13 +145,11 @@ fn put<T: Stored + Send>(
     v: (&[f32], usize),
     pool: &Pool,
 ) {
-    let dim = shape.dim;
-    let per_head = shape.positions.next_multiple_of(BLOCK) * dim;
+    let (dim, width, (key, value)) = (shape.dim, shape.width(), shape.per_head());
     let (keys, values) = (Shares::new(keys), Shares::new(values));
     let write = |head: usize| {
         // SAFETY: a head belongs to one unit.
-        let (keys, values) =
-            unsafe { (keys.share(head * per_head, per_head), values.share(head * per_head, per_head)) };
+        let (keys, values) = unsafe { (keys.share(head * key, key), values.share(head * value, value)) };
         // A block's columns are filled from sixteen rows at a time, so that whole cache lines are written.
         let mut row = 0;
         while row < rows {
@@ -175,7 +164,7 @@ fn put<T: Stored + Send>(
                 T::put(&columns[..n], &mut to[at % BLOCK..][..n]);
             }
             for i in 0..n {
-                T::put(&v.0[(row + i) * v.1 + head * dim..][..dim], &mut values[(at + i) * dim..][..dim]);
+                T::put(&v.0[(row + i) * v.1 + head * dim..][..dim], &mut values[(at + i) * width..][..dim]);
             }
             row += n;
         }
@@ -221,10 +210,11 @@ pub fn attend(q: Queries, sights: &[Sight], y: &mut [f32], pool: &Pool) {
         let tile = Tile { q: &q, sights: &sights[row..row + rows], row, head };
         SCRATCH.with_borrow_mut(|scratch| {
             sights[row].memory.read(Attending { tile: &tile, scratch, pool });
-            for (i, (sums, (_, total))) in scratch.sums.chunks(dim).zip(&scratch.softmax).enumerate() {
+            let sums = scratch.sums.chunks(first.memory.shape.width());
+            for (i, (sums, softmax)) in sums.zip(&scratch.softmax).enumerate() {
                 // SAFETY: a row's head belongs to one unit.
                 let y = unsafe { y.share((row + i) * width + head * dim, dim) };
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / total);
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / softmax.total);
             }
         });
     });
@@ -255,8 +245,7 @@ struct Scratch {
     queries: Vec<f32>,
     scores: Vec<f32>,
     sums: Vec<f32>,
-    /// Of every query: the largest score so far, and the sum of the weights relative to it.
-    softmax: Vec<(f32, f32)>,
+    softmax: Vec<Softmax>,
 }
 
 thread_local! {
@@ -272,20 +261,20 @@ struct Attending<'a> {
 impl Reader<()> for Attending<'_> {
     fn read<T: Stored>(self, keys: &[T], values: &[T]) {
         let Attending { tile: Tile { q, sights, row, head }, scratch: s, pool } = self;
-        let Shape { positions, dim, .. } = sights[0].memory.shape;
-        let (n, per_head) = (sights.len(), positions.next_multiple_of(BLOCK) * dim);
+        let (n, shape) = (sights.len(), sights[0].memory.shape);
+        let (dim, width, (key, value)) = (shape.dim, shape.width(), shape.per_head());
+        let (keys, values) = (&keys[head * key..][..key], &values[head * value..][..value]);
         s.queries.clear();
         for r in *row..row + n {
             s.queries.extend(q.values[r * q.stride + head * dim..][..dim].iter().map(|v| v * q.scale));
         }
         s.scores.resize(n * BLOCK, 0.0);
         s.sums.clear();
-        s.sums.resize(n * dim, 0.0);
+        s.sums.resize(n * width, 0.0);
         s.softmax.clear();
-        s.softmax.resize(n, (f32::NEG_INFINITY, 0.0));
+        s.softmax.resize(n, NOTHING_SEEN);
         let end = sights.iter().map(|sight| sight.seen).max().unwrap_or(0);
         for base in (0..end).step_by(BLOCK) {
-            let at = head * per_head + base * dim;
             let seen = BLOCK.min(end - base);
             let scores = PlainTile {
                 rows: n,
@@ -293,7 +282,7 @@ impl Reader<()> for Attending<'_> {
                 k: dim,
                 x: s.queries.as_ptr(),
                 x_stride: dim,
-                w: keys[at..][..BLOCK * dim].as_ptr(),
+                w: keys[base * dim..][..BLOCK * dim].as_ptr(),
                 w_step: BLOCK,
                 panel_step: LANES,
                 y: s.scores.as_mut_ptr(),
@@ -304,64 +293,30 @@ impl Reader<()> for Attending<'_> {
             // SAFETY: n queries of `dim`, a block of `dim` x 64 keys, n x 64 scores.
             unsafe { tile::plain(pool.simd(), &scores) };
             for (i, (scores, sight)) in s.scores.chunks_exact_mut(BLOCK).zip(*sights).enumerate() {
-                let (largest, total) = &mut s.softmax[i];
                 let visible = sight.seen.saturating_sub(base).min(BLOCK);
-                let faded = weigh(pool.simd(), scores, visible, largest, total);
+                let faded = weigh(pool.simd(), scores, visible, &mut s.softmax[i]);
                 if faded != 1.0 {
-                    s.sums[i * dim..][..dim].iter_mut().for_each(|sum| *sum *= faded);
+                    s.sums[i * width..][..width].iter_mut().for_each(|sum| *sum *= faded);
                 }
             }
             let sums = PlainTile {
                 rows: n,
-                panels: dim / LANES,
+                panels: width / LANES,
                 // Positions behind the last one seen may never have been written: they are not read.
                 k: seen,
                 x: s.scores.as_ptr(),
                 x_stride: BLOCK,
-                w: values[at..][..BLOCK * dim].as_ptr(),
-                w_step: dim,
+                w: values[base * width..][..BLOCK * width].as_ptr(),
+                w_step: width,
                 panel_step: LANES,
                 y: s.sums.as_mut_ptr(),
-                y_stride: dim,
+                y_stride: width,
                 last_lanes: LANES,
                 add: true,
             };
-            // SAFETY: n x 64 weights, a block of 64 x `dim` values, n x `dim` sums.
+            // SAFETY: n x 64 weights, a block of 64 x `width` values, n x `width` sums.
             unsafe { tile::plain(pool.simd(), &sums) };
         }
-    }
-}
-
-per_path! {
-    /// Turns a block's scores into weights relative to the largest score so far, brings `largest` and `total` up to date,
-    /// and gives what older sums fade by.
-    fn weigh(scores: &mut [f32], visible: usize, largest: &mut f32, total: &mut f32) -> f32 {
-        scores[visible..].fill(f32::NEG_INFINITY);
-        let mut most = [f32::NEG_INFINITY; LANES];
-        for scores in scores.chunks_exact(LANES) {
-            for (most, score) in most.iter_mut().zip(scores) {
-                *most = if *score > *most { *score } else { *most };
-            }
-        }
-        let before = *largest;
-        *largest = most.iter().fold(before, |a, b| if *b > a { *b } else { a });
-        let mut sums = [0f32; LANES];
-        for scores in scores.chunks_exact_mut(LANES) {
-            for (sum, score) in sums.iter_mut().zip(scores) {
-                *score = exp(*score - *largest);
-                *sum += *score;
-            }
-        }
-        let mut lanes = LANES;
-        while lanes > 1 {
-            lanes /= 2;
-            for i in 0..lanes {
-                sums[i] += sums[i + lanes];
-            }
-        }
-        let faded = exp(before - *largest);
-        *total = total.mul_add(faded, sums[0]);
-        faded
     }
 }
 
@@ -384,7 +339,7 @@ impl Reader<Vec<f32>> for Scoring<'_> {
     fn read<T: Stored>(self, keys: &[T], _: &[T]) -> Vec<f32> {
         let Scoring { q, rows, head, shape, positions, pool } = self;
         let (dim, width) = (shape.dim, positions.next_multiple_of(BLOCK));
-        let from = head * shape.positions.next_multiple_of(BLOCK) * dim;
+        let from = head * shape.per_head().0;
         let mut y = vec![0f32; rows * width];
         assert!(rows == 0 || q.values.len() >= (rows - 1) * q.stride + (head + 1) * dim);
         for base in (0..positions).step_by(BLOCK) {

@@ -3,17 +3,21 @@
 //! Every op gives row `r` of its result the same bits whatever the other rows are, however many there are, how many
 //! threads work and which SIMD path runs: the order of every sum is fixed by the inner dimension alone.
 
+pub mod activate;
 pub mod attend;
 pub mod attention;
 #[cfg(any(feature = "cuda", test))]
 pub mod cuda;
 pub mod format;
 pub mod gelu;
+pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 mod math;
 pub mod norm;
+mod online;
 pub mod op;
+pub mod peak;
 pub mod pool;
 pub mod rope;
 pub mod sample;

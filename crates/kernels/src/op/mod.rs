@@ -1,13 +1,20 @@
-//! The ops on candle tensors that the Llama is written in. A CPU tensor takes the fused kernel; any other device takes
+//! The ops on candle tensors that models are written in. A CPU tensor takes the fused kernel; any other device takes
 //! `composed`, the same op in candle's own words, which is also the plain reference in the tests.
 //!
-//! Activations are f32, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence. Inputs may be views
-//! whose rows are strided (a `narrow` of a wider tensor) as long as each row itself is contiguous.
+//! Activations are f32, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence or one pixel of one
+//! image. Images are `[batch, height, width, channels]`. Inputs may be views whose rows are strided (a `narrow` of a wider
+//! tensor) as long as each row itself is contiguous.
 
+mod activate;
 mod cache;
 mod composed;
+mod conv;
 mod dense;
+mod image;
+#[cfg(test)]
+mod image_tests;
 mod linear;
+mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -21,9 +28,13 @@ pub use crate::attention::Places;
 pub use crate::linear::Part;
 pub use crate::rope::RopeTable;
 pub use crate::sample::{Ask, NotANumber};
+pub use activate::{geglu, quick_gelu, silu};
 pub use cache::KvCache;
-pub use dense::{Dense, Memory, attend, layer_norm};
+pub use conv::{Conv2d, ConvShape};
+pub use dense::{Dense, layer_norm};
+pub use image::{concat_channels, group_norm, upsample_nearest_2x};
 pub use linear::Linear;
+pub use memory::{Memory, attend};
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, pool: &Pool) -> Result<Tensor> {
