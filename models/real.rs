@@ -27,7 +27,8 @@ pub fn recordings() -> Option<PathBuf> {
 /// What is not there fails the test or, said past the harness that hides what passing tests print, ends it early.
 fn or_skip<T>(found: Option<T>, missing: &str) -> Option<T> {
     if found.is_none() {
-        let relied_on = NOTHING_SKIPPED.iter().find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+        let relied_on =
+            NOTHING_SKIPPED.iter().find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
         assert!(relied_on.is_none(), "{missing} ({} is set: nothing may be skipped)", relied_on.unwrap_or(&""));
         let test = std::thread::current().name().unwrap_or_default().to_owned();
         let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {missing}");

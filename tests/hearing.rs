@@ -15,7 +15,8 @@ const INPUT_BYTES: u64 = 100_000_000;
 const FETCH_SECONDS: u64 = 8;
 /// Longer than a page of an operating system, shorter than any file that would be held in memory.
 const FLAT_BYTES: u64 = 64 << 20;
-const SAID: &str = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country";
+const SAID: &str =
+    "And so my fellow Americans ask not what your country can do for you ask what you can do for your country";
 
 fn speech() -> Vec<u8> {
     fs::read(recordings().join("jfk.wav")).unwrap()

@@ -139,7 +139,8 @@ impl Speech {
 
 /// Every line is what Kennedy said, as whisper-base hears it.
 fn is_the_speech(lines: &[&str], times: usize, client: &str) {
-    const SAID: &str = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country.";
+    const SAID: &str =
+        "And so my fellow Americans ask not what your country can do for you ask what you can do for your country.";
     let words = |line: &str| line.replace(',', "").trim().to_owned();
     assert_eq!(lines.iter().map(|line| words(line)).collect::<Vec<_>>(), vec![SAID; times], "{client}");
 }

@@ -47,9 +47,8 @@ impl Read {
     fn file(field: &'static str, path: &Path) -> Result<Self, PredictError> {
         let refuse = |why: String| PredictError::FixInput(format!("{field}: {why}"));
         let file = File::open(path).map_err(|error| refuse(error.to_string()))?;
-        let mut reader = ImageReader::new(BufReader::new(file))
-            .with_guessed_format()
-            .map_err(|error| refuse(error.to_string()))?;
+        let mut reader =
+            ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(|error| refuse(error.to_string()))?;
         let known = "PNG, JPEG, WebP and GIF are read";
         let format = reader.format().ok_or_else(|| refuse(format!("the file is no image that is known; {known}")))?;
         if !format.reading_enabled() {
@@ -160,8 +159,7 @@ mod tests {
     #[test]
     fn every_kind_of_image_has_its_colours() {
         const RED_BLUE: [[i32; 3]; 2] = [[255, 0, 0], [0, 0, 255]];
-        let kinds =
-            ["plain.png", "16bit.png", "palette.png", "alpha.png", "plain.jpg", "plain.webp", "animated.gif"];
+        let kinds = ["plain.png", "16bit.png", "palette.png", "alpha.png", "plain.jpg", "plain.webp", "animated.gif"];
         for name in kinds {
             let found = halves(read(name));
             assert!(is_near(found, RED_BLUE), "{name}: {found:?}");
@@ -190,7 +188,10 @@ mod tests {
         let file = example("bomb.png");
         assert!(std::fs::metadata(&file).unwrap().len() < 1000, "its pixels are not there at all");
         let why = refusal("bomb.png");
-        assert!(why.contains("image: it is 30000 x 30000 pixels; at most 16384 on a side and 67108864 in all"), "{why}");
+        assert!(
+            why.contains("image: it is 30000 x 30000 pixels; at most 16384 on a side and 67108864 in all"),
+            "{why}"
+        );
     }
 
     #[test]

@@ -150,7 +150,8 @@ impl Asked {
             steps => return Err(fixed(format!("refine_steps is {steps}; 1 to {MAX_STEPS}"))),
         };
         let (width, height) = (side("width", input.width)?, side("height", input.height)?);
-        given.retain(|name, value| !["image", "mask", "replicate_weights"].contains(&name.as_str()) && !value.is_null());
+        given
+            .retain(|name, value| !["image", "mask", "replicate_weights"].contains(&name.as_str()) && !value.is_null());
         Ok(Self {
             prompt: input.prompt,
             negative: input.negative_prompt,

@@ -1,11 +1,13 @@
 //! Images that are given: numbers of a network to pixels, pixels to files. PNG says how it was made, in a text chunk.
 //! Refuses to know networks.
 
+use std::fmt::Display;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use image::ExtendedColorType;
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::webp::WebPEncoder;
-use image::{ExtendedColorType, ImageError};
 use prediction::PredictError;
 use serde_json::Value;
 
@@ -32,16 +34,16 @@ impl Picture {
     pub fn encode(&self, format: Format, how: &Value) -> Result<Vec<u8>, PredictError> {
         let (width, height) = (self.width as u32, self.height as u32);
         let mut file = Vec::new();
-        let failed = |error: ImageError| PredictError::Operator(format!("an image could not be written: {error}"));
+        let failed = |error: &dyn Display| PredictError::Operator(format!("an image could not be written: {error}"));
         match format {
-            Format::Png => self.png(&mut file, how).map_err(|error| failed(ImageError::from_png(error)))?,
+            Format::Png => self.png(&mut file, how).map_err(|error| failed(&error))?,
             Format::WebP => {
                 let encoder = WebPEncoder::new_lossless(&mut file);
-                encoder.encode(&self.pixels, width, height, ExtendedColorType::Rgb8).map_err(failed)?;
+                encoder.encode(&self.pixels, width, height, ExtendedColorType::Rgb8).map_err(|error| failed(&error))?;
             }
             Format::Jpeg(quality) => {
                 let mut encoder = JpegEncoder::new_with_quality(&mut file, quality);
-                encoder.encode(&self.pixels, width, height, ExtendedColorType::Rgb8).map_err(failed)?;
+                encoder.encode(&self.pixels, width, height, ExtendedColorType::Rgb8).map_err(|error| failed(&error))?;
             }
         }
         Ok(file)

@@ -95,7 +95,9 @@ mod tests {
         let mut rgb = Vec::new();
         for y in 0..height {
             for x in 0..width {
-                rgb.extend([(x * 3 + y) % 256, (y * 2 + x / 2) % 256, (x * y / 7 + 40) % 256].map(|value| value as f32));
+                rgb.extend(
+                    [(x * 3 + y) % 256, (y * 2 + x / 2) % 256, (x * y / 7 + 40) % 256].map(|value| value as f32),
+                );
             }
         }
         rgb
@@ -139,7 +141,8 @@ mod tests {
     #[test]
     fn a_marked_image_is_the_reference_packages() {
         let golden = include_bytes!("golden/watermark.f32");
-        let golden: Vec<f32> = golden.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect();
+        let golden: Vec<f32> =
+            golden.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect();
         let (width, height) = (262, 37);
         let mut rgb = scene(width, height);
         apply(&mut rgb, width, height);

@@ -67,8 +67,7 @@ impl Audio {
         let format = symphonia::default::get_probe().probe(&hint, stream, options, about).map_err(|error| {
             refuse(format!("the file is not audio of a kind that is read ({error}); readable are {READABLE}"))
         })?;
-        let track =
-            format.default_track(TrackType::Audio).ok_or_else(|| refuse("the file has no audio track"))?;
+        let track = format.default_track(TrackType::Audio).ok_or_else(|| refuse("the file has no audio track"))?;
         let parameters = track.codec_params.as_ref().and_then(|parameters| parameters.audio());
         let parameters = parameters.ok_or_else(|| refuse("the audio track does not say its codec"))?;
         let decoder = symphonia::default::get_codecs()

@@ -188,7 +188,10 @@ impl Synth {
             let tensor = &self.plan.tensors[at];
             let (offset, bytes) = (end, self.size(tensor));
             end += bytes;
-            entries.insert(split(&tensor.name).1, json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape}));
+            entries.insert(
+                split(&tensor.name).1,
+                json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape}),
+            );
             placed.push(Placed { tensor: at, offset, bytes });
         }
         let mut text = serde_json::to_vec(&entries).expect("texts and numbers always serialise");
