@@ -12,7 +12,7 @@ use kernels::op::{Linear, Part};
 use kernels::{Format, Pool};
 use prediction::{PredictError, Weights};
 use runner::synth::Synth;
-use runner::weights::{Lock, Options, Progress};
+use runner::weights::{Lock, Options};
 use runner::{Gguf, SafeTensors};
 use serde_json::Value;
 
@@ -263,19 +263,7 @@ fn fetched(name: &str, offline: bool, report: &mut dyn FnMut(&str)) -> Result<Pa
     let mirrors = runner::weights::mirrors(super::ENTRY.manifest, name)?;
     let mut options = Options::from_env();
     options.offline |= offline;
-    let mut tenths = 0;
-    runner::weights::ensure(lock.entry(name)?, &mirrors, &options, &mut |progress| match progress {
-        Progress::Waiting { file } => report(&format!("{file}: another process is fetching it")),
-        Progress::Trying { file, source } => report(&format!("{file}: asking {source}")),
-        Progress::Failed { file, source, why } => report(&format!("{file}: {source}: {why}")),
-        Progress::Bytes { file, source, done, total } => {
-            let now = done * 10 / total.max(1);
-            if now != tenths {
-                tenths = now;
-                report(&format!("{file}: {} of {} MB from {source}", done / 1_000_000, total / 1_000_000));
-            }
-        }
-    })
+    runner::weights::ensure(lock.entry(name)?, &mirrors, &options, &mut runner::weights::lines(report))
 }
 
 /// The format that a weight is kept in: a plain one in the precision asked for, or in one that the device has.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use candle_core::DType;
 use kernels::Pool;
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, PredictError, Weights};
-use runner::weights::{self, Lock, Progress};
+use runner::weights::{self, Lock};
 
 use super::config::Config;
 use super::input::{Asked, MAX_BATCH};
@@ -218,12 +218,7 @@ fn locate(name: &str, offline: bool, report: &mut dyn FnMut(&str)) -> Result<Pat
     let mirrors = weights::mirrors(super::ENTRY.manifest, name)?;
     let mut options = weights::Options::from_env();
     options.offline |= offline;
-    weights::ensure(lock.entry(name)?, &mirrors, &options, &mut |progress| match progress {
-        Progress::Waiting { file } => report(&format!("{file}: another process is fetching it")),
-        Progress::Trying { file, source } => report(&format!("{file}: asking {source}")),
-        Progress::Failed { file, source, why } => report(&format!("{file}: {source}: {why}")),
-        Progress::Bytes { .. } => {}
-    })
+    weights::ensure(lock.entry(name)?, &mirrors, &options, &mut weights::lines(report))
 }
 
 pub(super) fn device_error(error: candle_core::Error) -> PredictError {

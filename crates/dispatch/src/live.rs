@@ -1,7 +1,7 @@
 //! One live prediction as dispatch keeps it: where it stands, the numbers it has given, what the store has not yet.
 //! Knows no store and no worker.
 
-use prediction::{Event, Id, Job, Map, Numbered, Outcome, Prediction, Request, Timestamp};
+use prediction::{Event, Id, Job, Map, Numbered, Outcome, Prediction, Request, Run, Timestamp};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -48,6 +48,8 @@ pub struct Live {
     pub has_output: bool,
     /// Said, but not in the store.
     pub pending: Vec<Numbered>,
+    /// Under what it runs, where the store has not heard that.
+    pub run: Option<Run>,
     /// An append is under way; the next waits for it, so that the order holds.
     pub writing: bool,
     /// We asked the worker to stop it, and this is what it ends as.
@@ -80,6 +82,7 @@ impl Live {
             started: false,
             has_output: false,
             pending: Vec::new(),
+            run: None,
             writing: false,
             stop: None,
             waiting_since: Instant::now(),

@@ -101,7 +101,8 @@ pub struct Place {
     pub budget: Option<u64>,
     budget_is_set: bool,
     total: Option<u64>,
-    name: String,
+    /// What its worker calls the device.
+    pub name: String,
     pub link: Option<Link>,
     /// Its worker has said hello.
     pub ready: bool,

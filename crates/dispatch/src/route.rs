@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use prediction::Id;
-use prediction::frame::ToWorker;
+use prediction::frame::{BUILD, ToWorker};
+use prediction::{Id, Run};
 use tokio::time::{Duration, Instant};
 
 use crate::bring::Claims;
@@ -68,6 +68,15 @@ impl Core {
         live.stage = Stage::Running;
         live.runs += 1;
         live.admitted_as = live.attempt;
+        live.run = Some(Run {
+            version: there.served.version.clone(),
+            weights: there.served.weights.clone(),
+            program: BUILD.to_owned(),
+            device: self.places[place].device.clone(),
+            device_name: self.places[place].name.clone(),
+            precision: there.served.spec.precision.clone(),
+            seed: live.seed,
+        });
         let limit = Instant::now() + Duration::from_secs(self.settings.run_seconds);
         live.run_timer = Some(self.timers.add(limit, Due::RunLimit(id.clone())));
         let (attempt, job) = (live.attempt, live.job(&id));

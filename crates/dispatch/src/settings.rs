@@ -64,12 +64,17 @@ pub struct Served {
     pub preload: bool,
     /// Idle this long it is unloaded, 0 at once; none: it stays until another needs the room.
     pub keep_alive_seconds: Option<u64>,
+    /// The version's digest, where everything is pinned: noted for each prediction that runs, as is the next.
+    pub version: Option<String>,
+    /// What names the weights' bytes.
+    pub weights: Option<String>,
 }
 
 impl Served {
     /// On any device, loaded when it is asked for, there until another needs the room.
     pub fn new(spec: LoadSpec) -> Self {
-        Self { spec, on: On::Any, pinned: false, preload: false, keep_alive_seconds: None }
+        let (on, version, weights) = (On::Any, None, None);
+        Self { spec, on, pinned: false, preload: false, keep_alive_seconds: None, version, weights }
     }
 }
 

@@ -1,7 +1,7 @@
 //! From the core to the store: events in batches, the last one durable before anybody hears of it.
 
 use prediction::frame::ToWorker;
-use prediction::{Event, Id, Numbered, Outcome, Timestamp};
+use prediction::{Event, Id, Numbered, Outcome, Run, Timestamp};
 use store::feed::Feed;
 use store::{Appended, Store};
 use tokio::time::{Duration, Instant};
@@ -63,10 +63,12 @@ impl Core {
             return;
         }
         live.writing = true;
-        let (attempt, events) = (live.attempt, std::mem::take(&mut live.pending));
+        let (attempt, events, run) = (live.attempt, std::mem::take(&mut live.pending), live.run.take());
         let (store, feed, reports, id) = (self.store.clone(), self.feed.clone(), self.reports.clone(), id.clone());
         tokio::spawn(async move {
-            let written = write(&*store, &feed, id, attempt, events).await;
+            // Handed in together, so that one commit may serve both.
+            let noted = note(&*store, &id, run);
+            let (written, ()) = tokio::join!(write(&*store, &feed, id.clone(), attempt, events), noted);
             if let Some(reports) = reports.upgrade() {
                 let _ = reports.send(Said::Written(written));
             }
@@ -110,6 +112,14 @@ impl Core {
         }
         self.leave(&live.target, id, live.stage, live.place);
         self.feed.forget(id);
+    }
+}
+
+/// A convenience for whoever runs it again: a prediction does not hang on it.
+async fn note(store: &dyn Store, id: &Id, run: Option<Run>) {
+    let Some(run) = run else { return };
+    if let Err(error) = store.note_run(id, &run).await {
+        tracing::warn!(%id, %error, "under what it runs could not be stored");
     }
 }
 

@@ -1,11 +1,12 @@
 //! cog.yaml and the models of this build, brought together: what is served, under which version ids, from which weights.
 //! Knows both sides; refuses to load anything.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use prediction::{LoadSpec, Weights};
-use runner::weights::{Entry, Lock, Options, Source};
+use runner::weights::{Entry, Lock, Options, Own, Source};
 use schema::ModelSchema;
 use schema::config::{Config, Served, WeightsFrom};
 use serde_json::json;
@@ -29,10 +30,21 @@ pub struct CogYaml {
 impl CogYaml {
     /// Reads the named file, or the built-in cog.yaml, and resolves every name in it.
     pub fn load(&self) -> Result<Deployment, Failure> {
-        let Some(path) = &self.config else { return Deployment::read(DEFAULT_COG_YAML) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::BadInput(format!("--config {}: {error}", path.display())))?;
-        Deployment::read(&text)
+        let Some(path) = &self.config else { return Deployment::read(DEFAULT_COG_YAML, BTreeMap::new()) };
+        let text = self.text()?.unwrap_or_default();
+        Deployment::read(&text, own_sets(&text, path)?)
+    }
+
+    /// The named file's text.
+    pub fn text(&self) -> Result<Option<String>, Failure> {
+        let Some(path) = &self.config else { return Ok(None) };
+        let text = std::fs::read_to_string(path);
+        text.map(Some).map_err(|error| Failure::BadInput(format!("--config {}: {error}", path.display())))
+    }
+
+    /// The named file.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
     }
 }
 
@@ -53,14 +65,22 @@ pub struct Offer {
 
 pub struct Locked {
     pub entry: Entry,
-    pub mirrors: Vec<Source>,
+    pub kept: Kept,
+}
+
+/// Where pinned weights come from.
+pub enum Kept {
+    /// The model's own set: its folder's cog.yaml lists these.
+    Mirrors(Vec<Source>),
+    /// A set of the deployment's cog.yaml, as the weights.lock beside that pins it.
+    Own(Own),
 }
 
 impl Deployment {
     /// Resolves every name in a cog.yaml's text.
-    fn read(text: &str) -> Result<Self, Failure> {
+    fn read(text: &str, own: BTreeMap<String, Own>) -> Result<Self, Failure> {
         let config = Config::parse(text).map_err(|error| Failure::BadInput(error.to_string()))?;
-        let offers = config.models.iter().map(offer).collect::<Result<_, _>>()?;
+        let offers = config.models.iter().map(|served| offer(served, &own)).collect::<Result<_, _>>()?;
         Ok(Self { config, offers })
     }
 
@@ -78,7 +98,7 @@ impl Deployment {
             served["precision"] = dtype.into();
         }
         // JSON is YAML.
-        Self::read(&json!({"native": {"models": [served]}}).to_string())
+        Self::read(&json!({"native": {"models": [served]}}).to_string(), BTreeMap::new())
     }
 
     /// By short name or by one of its `owner/name`s.
@@ -91,7 +111,47 @@ impl Deployment {
     }
 }
 
-fn offer(served: &Served) -> Result<Offer, Failure> {
+/// The sets that a cog.yaml declares, as the weights.lock beside it pins them. Where the two do not fit, nothing is served.
+fn own_sets(text: &str, file: &Path) -> Result<BTreeMap<String, Own>, Failure> {
+    let declared = runner::weights::declared(text)?;
+    if declared.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let lock = read_lock(file)?.unwrap_or_else(|| Lock::new(Vec::new()));
+    let drift = runner::weights::drift(&declared, &lock);
+    if !drift.is_empty() {
+        let drift: String = drift.iter().map(|drift| format!("\n  {drift}")).collect();
+        let (file, lock) = (file.display(), lock_of(file).display().to_string());
+        return Err(Failure::Failed(format!(
+            "{file} and {lock} do not fit:{drift}\n`pinion weights lock --config {file}` pins what is declared"
+        )));
+    }
+    let base = folder_of(file).canonicalize().map_err(|e| Failure::Failed(format!("{}: {e}", file.display())))?;
+    let own = |entry: Entry| (entry.name.clone(), Own { entry, base: base.clone() });
+    Ok(lock.weights.into_iter().map(own).collect())
+}
+
+/// The weights.lock of a cog.yaml, if it has one.
+pub fn read_lock(file: &Path) -> Result<Option<Lock>, Failure> {
+    let at = lock_of(file);
+    match std::fs::read_to_string(&at) {
+        Ok(text) => Ok(Some(Lock::parse(&text)?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Failure::Failed(format!("{}: {error}", at.display()))),
+    }
+}
+
+/// The weights.lock beside a cog.yaml.
+pub fn lock_of(file: &Path) -> PathBuf {
+    file.with_file_name("weights.lock")
+}
+
+/// What the paths in a cog.yaml's `weights:` are relative to.
+pub fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn offer(served: &Served, own: &BTreeMap<String, Own>) -> Result<Offer, Failure> {
     let here = |why: String| Failure::BadInput(format!("cog.yaml: model {}: {why}", served.name));
     let model = models::Entry::named(&served.model).ok_or_else(|| {
         let known: Vec<&str> = models::ALL.iter().map(|entry| entry.name).collect();
@@ -104,7 +164,13 @@ fn offer(served: &Served) -> Result<Offer, Failure> {
             model.shape(shape).map_err(|error| here(error.to_string()))?;
             None
         }
-        WeightsFrom::Locked(name) => Some(locked(model, name).map_err(|failure| here(failure.to_string()))?),
+        WeightsFrom::Locked(name) => {
+            let locked = match own.get(name) {
+                Some(own) => own_locked(own),
+                None => locked(model, name),
+            };
+            Some(locked.map_err(|failure| here(failure.to_string()))?)
+        }
     };
     Ok(Offer { served: served.clone(), model, schema, locked })
 }
@@ -113,14 +179,25 @@ fn locked(model: &models::Entry, name: &str) -> Result<Locked, Failure> {
     let lock = Lock::parse(model.lock)?;
     let entry = lock.weights.into_iter().find(|entry| entry.name == name);
     let entry = entry.ok_or_else(|| Failure::failed(format!("weights {name:?} is not in its weights.lock")))?;
-    Ok(Locked { mirrors: runner::weights::mirrors(model.manifest, name)?, entry })
+    Ok(Locked { kept: Kept::Mirrors(runner::weights::mirrors(model.manifest, name)?), entry })
+}
+
+/// Noted where a worker will look.
+fn own_locked(own: &Own) -> Result<Locked, Failure> {
+    own.note(&Options::from_env())?;
+    Ok(Locked { entry: own.entry.clone(), kept: Kept::Own(own.clone()) })
 }
 
 impl Offer {
     /// How the worker is to load it; `weights` in place of the deployment's own.
     pub fn spec(&self, weights: Option<PathBuf>) -> LoadSpec {
+        // Nobody has pinned what a caller names.
+        let known = weights.is_none().then(|| [("version", self.version().ok()), ("weights", self.set_digest().ok())]);
+        let known = known.into_iter().flatten().filter_map(|(name, digest)| Some((name.to_owned(), digest?.into())));
+        let provenance = known.collect();
         let weights = match (weights, &self.served.weights) {
             (Some(path), _) => Weights::Path(path),
+            (None, WeightsFrom::Locked(_)) if let Some(path) = self.own_path() => Weights::Path(path),
             (None, WeightsFrom::Path(path)) => Weights::Path(path.clone()),
             (None, WeightsFrom::Locked(name)) => Weights::Locked { name: name.clone(), offline: false },
             (None, WeightsFrom::Synth(shape)) => {
@@ -139,7 +216,16 @@ impl Offer {
             concurrency: self.served.concurrency,
             threads: self.served.threads,
             defaults: self.served.defaults.clone(),
+            provenance,
             ..LoadSpec::new(&self.served.name, self.model.name, weights)
+        }
+    }
+
+    /// Where a set of the deployment's own lies once it is ready.
+    fn own_path(&self) -> Option<PathBuf> {
+        match &self.locked.as_ref()?.kept {
+            Kept::Own(own) => Some(own.path(&Options::from_env())),
+            Kept::Mirrors(_) => None,
         }
     }
 
@@ -157,25 +243,31 @@ impl Offer {
             pinned: *pinned,
             preload: *preload,
             keep_alive_seconds: *keep_alive_seconds,
+            version: self.version().ok(),
+            weights: self.set_digest().ok(),
             ..dispatch::Served::new(self.spec(None))
         }
     }
 
     /// The digest of what decides behaviour: this model's line in cog.yaml, its weights and its schema.
     pub fn version(&self) -> Result<String, Failure> {
-        let set_digest = match (&self.locked, &self.served.weights) {
+        let manifest = json!({
+            "model": self.model.name,
+            "precision": self.served.precision,
+            "context_tokens": self.served.context_tokens,
+        });
+        Ok(schema::version_id(&manifest, &self.set_digest()?, &self.schema))
+    }
+
+    /// What names the weights' bytes.
+    pub fn set_digest(&self) -> Result<String, Failure> {
+        Ok(match (&self.locked, &self.served.weights) {
             (Some(locked), _) => locked.entry.set_digest.clone(),
             (None, WeightsFrom::Path(path)) => {
                 runner::weights::lock_known(&self.served.name, path, &Options::from_env())?.set_digest
             }
             (None, WeightsFrom::Synth(shape)) => runner::synth::title(shape, self.synth_dtype(shape), SYNTH_SEED),
             (None, WeightsFrom::Locked(name)) => unreachable!("{name} was resolved when the file was read"),
-        };
-        let manifest = json!({
-            "model": self.model.name,
-            "precision": self.served.precision,
-            "context_tokens": self.served.context_tokens,
-        });
-        Ok(schema::version_id(&manifest, &set_digest, &self.schema))
+        })
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use runner::device::probe::Driver;
 use schema::config::WeightsFrom;
 
-use crate::deployment::CogYaml;
+use crate::deployment::{CogYaml, Kept, Locked};
 use crate::devices::{self, Device, Executable, Found};
 use crate::failure::Failure;
 use crate::out::print_line;
@@ -61,6 +61,10 @@ pub fn main(words: Words) -> Result<(), Failure> {
         let name = &offer.served.name;
         let state = match &offer.locked {
             None => at_path(&offer.served.weights),
+            Some(Locked { kept: Kept::Own(own), entry }) => {
+                let sources: Vec<&str> = entry.sources.iter().map(|source| source.uri.as_str()).collect();
+                format!("weights {} ({} bytes) of {}", sources.join(", "), entry.size, own.base.display())
+            }
             Some(locked) => match runner::weights::cached(&locked.entry) {
                 Some(folder) => format!("weights in {}", folder.display()),
                 None => format!("weights missing: `pinion weights pull {name}` fetches {} bytes", locked.entry.size),

@@ -1,18 +1,31 @@
-//! Fetching and checking pinned weights with a progress bar. Draws; the work is the runner's.
+//! Fetching and checking pinned weights: with a progress bar where somebody looks, and before a worker's model is loaded.
+//! Draws; the work is the runner's.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use prediction::{LoadSpec, Loaded, Model, PredictError, Weights};
 use runner::weights::{Options, Progress};
 
-use crate::deployment::Offer;
+use crate::deployment::{Kept, Offer};
 use crate::failure::Failure;
 
-/// The folder that holds the offer's pinned files, fetched first if need be; none if cog.yaml names a path.
+/// The offer's pinned weights, the file or the folder of several, fetched first if need be; none if cog.yaml names a path.
 pub fn ensure(offer: &Offer, options: &Options) -> Result<Option<PathBuf>, Failure> {
     let Some(locked) = &offer.locked else { return Ok(None) };
     let bar = Bar::new();
-    Ok(Some(runner::weights::ensure(&locked.entry, &locked.mirrors, options, &mut |progress| bar.draw(progress))?))
+    let draw = &mut |progress: Progress| bar.draw(progress);
+    Ok(Some(match &locked.kept {
+        Kept::Own(own) => own.ensure(options, draw)?,
+        Kept::Mirrors(mirrors) => {
+            let folder = runner::weights::ensure(&locked.entry, mirrors, options, draw)?;
+            match locked.entry.files.as_slice() {
+                [only] => folder.join(&only.path),
+                _ => folder,
+            }
+        }
+    }))
 }
 
 /// One bar that follows whatever file is being read; gone when dropped.
@@ -45,5 +58,27 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// A model whose weights may be a set of somebody's own cog.yaml: they are made ready before it looks at them.
+pub struct Ready(pub Arc<dyn Model>);
+
+impl Model for Ready {
+    fn needs(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+        bring(spec, report)?;
+        self.0.needs(spec, report)
+    }
+
+    fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
+        bring(spec, report)?;
+        self.0.load(spec, report)
+    }
+}
+
+fn bring(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<(), PredictError> {
+    match &spec.weights {
+        Weights::Path(path) => runner::weights::bring(path, &Options::from_env(), &mut runner::weights::lines(report)),
+        _ => Ok(()),
     }
 }

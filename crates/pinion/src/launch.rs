@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use clap::Args;
 use dispatch::{Gone, Launch, Link};
@@ -16,6 +16,7 @@ use worker::Owned;
 use crate::child;
 use crate::devices::Device;
 use crate::failure::Failure;
+use crate::fetch::Ready;
 use crate::process::{self, Process};
 
 #[derive(Args)]
@@ -73,7 +74,8 @@ impl Launch for Thread {
 
 /// Every model of this build, by its folder's name.
 pub fn registry() -> worker::Registry {
-    models::ALL.iter().map(|entry| (entry.name.to_owned(), (entry.model)())).collect::<BTreeMap<_, _>>()
+    let ready = |entry: &models::Entry| Arc::new(Ready((entry.model)())) as Arc<dyn prediction::Model>;
+    models::ALL.iter().map(|entry| (entry.name.to_owned(), ready(entry))).collect::<BTreeMap<_, _>>()
 }
 
 /// The device, opened: `cpu` or `cuda:N`.

@@ -10,6 +10,7 @@ mod failure;
 mod fetch;
 mod filing;
 mod golden;
+mod init;
 mod inputs;
 mod launch;
 mod list;
@@ -20,6 +21,7 @@ mod places;
 mod probe;
 mod process;
 mod ps;
+mod rerun;
 mod run;
 mod serve;
 mod tls;
@@ -41,6 +43,9 @@ use crate::failure::Failure;
 struct Cli {
     #[command(subcommand)]
     word: Word,
+    /// Weights: use only what is on this machine, never the network. PINION_OFFLINE=1 says the same
+    #[arg(long, global = true)]
+    offline: bool,
 }
 
 #[derive(Subcommand)]
@@ -49,6 +54,10 @@ enum Word {
     Serve(serve::Words),
     /// Run one prediction here: text streams to stdout, everything else goes to stderr.
     Run(run::Words),
+    /// Run a stored prediction again: the same output, or what differs.
+    Rerun(rerun::Words),
+    /// Write a cog.yaml and a weights.lock for a folder of weights.
+    Init(init::Words),
     /// How a server stands: devices, models, memory, who waits for what.
     Ps(ps::Words),
     /// What this deployment serves, under which names and versions.
@@ -78,7 +87,11 @@ enum Word {
 }
 
 fn main() -> ExitCode {
-    let word = Cli::parse().word;
+    let Cli { word, offline } = Cli::parse();
+    if offline {
+        // SAFETY: nothing has started a thread yet. Set, it reaches every worker.
+        unsafe { std::env::set_var("PINION_OFFLINE", "1") };
+    }
     match word {
         Word::Worker(_) => log_to_the_server(),
         Word::Serve(_) => log_to_stderr("info"),
@@ -87,6 +100,8 @@ fn main() -> ExitCode {
     let outcome = match word {
         Word::Serve(words) => serve::main(words),
         Word::Run(words) => run::main(words),
+        Word::Rerun(words) => rerun::main(words),
+        Word::Init(words) => init::main(words),
         Word::Ps(words) => ps::main(words),
         Word::Models(words) => list::main(words),
         Word::Weights(word) => weights::main(word),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use dispatch::{Launch, Link};
 use prediction::frame::{FromWorker, Hello, ToWorker};
-use prediction::{Event, Id, Job, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp};
+use prediction::{Event, Id, Job, LoadSpec, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp};
 use runner::weights::Options;
 use schema::ModelSchema;
 use serde_json::Value;
@@ -48,7 +48,7 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let prediction = runtime.block_on(async {
         let brought = filing::bring(&deployment, offer, &request.id, &request.input).await?;
-        predict(offer, &words, request, &brought.input).await
+        predict(offer.spec(words.weights.clone()), request, &brought.input, |event| tell(event, &offer.schema, words.json)).await
     })?;
     show(&words, &offer.schema, prediction)
 }
@@ -98,10 +98,14 @@ fn worker(device: &str) -> Result<Link, Failure> {
     })
 }
 
-/// Loads, admits, and folds events until the last one. Text goes out as it comes.
+/// Loads, admits, and folds events until the last one; `tell` hears them as they come.
 /// `input` is what the request names, as the model gets it.
-async fn predict(offer: &Offer, words: &Words, request: Request, input: &Map) -> Result<Prediction, Failure> {
-    let spec = offer.spec(words.weights.clone());
+pub async fn predict(
+    spec: LoadSpec,
+    request: Request,
+    input: &Map,
+    tell: impl Fn(&Event) -> Result<(), Failure>,
+) -> Result<Prediction, Failure> {
     let Link { to, mut from } = worker(&spec.device)?;
     let say = |frame| to(frame).map_err(|gone| Failure::Failed(gone.to_string()));
     let target = request.target.clone();
@@ -134,7 +138,7 @@ async fn predict(offer: &Offer, words: &Words, request: Request, input: &Map) ->
                     let seq = prediction.last_seq + 1;
                     let numbered = Numbered { seq, at: Timestamp::now(), event: emitted.event };
                     let _ = prediction.apply(&numbered);
-                    tell(&numbered.event, &offer.schema, words.json)?;
+                    tell(&numbered.event)?;
                 }
             }
             Some(FromWorker::Bye) | None => return Err(Failure::failed("the worker stopped")),

@@ -9,6 +9,7 @@ mod fold;
 pub mod frame;
 mod id;
 mod model;
+mod run;
 mod time;
 
 pub use error::PredictError;
@@ -16,6 +17,7 @@ pub use event::{Event, Numbered, Outcome, Output};
 pub use fold::{Prediction, Request, Status, Transition, WebhookEvent};
 pub use id::{Id, random_seed, secret_text};
 pub use model::{Job, LoadSpec, Loaded, Model, Weights};
+pub use run::Run;
 pub use time::Timestamp;
 
 /// A JSON object: a prediction's input, its metrics.

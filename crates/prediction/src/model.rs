@@ -70,6 +70,9 @@ pub struct LoadSpec {
     pub threads: Option<u32>,
     /// Input defaults of this deployment, in place of the model's own.
     pub defaults: Map,
+    /// What files that the model makes say of their origin: `version` and `weights`, the digests, where they are known.
+    #[serde(default)]
+    pub provenance: Map,
 }
 
 impl LoadSpec {
@@ -85,6 +88,7 @@ impl LoadSpec {
             concurrency: None,
             threads: None,
             defaults: Map::new(),
+            provenance: Map::new(),
         }
     }
 }

@@ -18,8 +18,7 @@ pub use devices::Device;
 pub use files::{FileLimits, OutputFiles};
 
 /// The top-level keys of Cog that mean nothing without Python; they are named once and ignored.
-const COG_KEYS: [&str; 9] =
-    ["build", "image", "model", "run", "predict", "train", "concurrency", "environment", "weights"];
+const COG_KEYS: [&str; 8] = ["build", "image", "model", "run", "predict", "train", "concurrency", "environment"];
 
 /// Names the key, the value and the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,6 +154,8 @@ impl Config {
     pub fn parse(yaml: &str) -> Result<Self, ConfigError> {
         let mut root = Mapping::new("", Some(load(yaml)?))?;
         let mut native = root.mapping("native")?;
+        // Read by whoever knows locks: the sets that `native.models[].weights` may name.
+        root.take("weights");
         let notes = notes(root.rest());
         let mut account = native.mapping("account")?;
         let username = account.text("username")?.unwrap_or_else(|| "pinion".into());

@@ -14,7 +14,7 @@ mod sqlite;
 mod words;
 
 use async_trait::async_trait;
-use prediction::{Id, Numbered, Prediction, Request, Timestamp};
+use prediction::{Id, Numbered, Prediction, Request, Run, Timestamp};
 
 pub use memory::MemoryStore;
 pub use sqlite::SqliteStore;
@@ -60,6 +60,12 @@ pub trait Store: Send + Sync + 'static {
     /// Ends a waiting prediction here, or notes the wish where somebody holds it. A holder that numbers events in
     /// memory must have appended them before it asks: the number of the end is one after the last that is stored.
     async fn request_cancel(&self, id: &Id) -> Result<CancelOutcome, StoreError>;
+
+    /// Notes under what it runs, in place of what was noted for an earlier attempt.
+    async fn note_run(&self, id: &Id, run: &Run) -> Result<(), StoreError>;
+
+    /// Under what it ran last.
+    async fn run(&self, id: &Id) -> Result<Option<Run>, StoreError>;
 
     /// Completed webhooks to send at `now`, the longest due first.
     async fn outbox_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Delivery>, StoreError>;

@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use prediction::{Id, Numbered, Prediction, Request, Timestamp};
+use prediction::{Id, Numbered, Prediction, Request, Run, Timestamp};
 
 use crate::files::File;
 use crate::{
@@ -44,6 +44,7 @@ struct Row {
     owner: Option<String>,
     lease_until: Option<Timestamp>,
     cancel_requested: bool,
+    run: Option<Run>,
 }
 
 impl Default for MemoryStore {
@@ -109,6 +110,7 @@ impl Store for MemoryStore {
             owner: None,
             lease_until: None,
             cancel_requested: false,
+            run: None,
         });
         Ok(())
     }
@@ -243,6 +245,17 @@ impl Store for MemoryStore {
         row.events.push(end.clone());
         rows.settle(key);
         Ok(CancelOutcome::Canceled(end))
+    }
+
+    async fn note_run(&self, id: &Id, run: &Run) -> Result<(), StoreError> {
+        if let Some((_, row)) = self.rows().row(id) {
+            row.run = Some(run.clone());
+        }
+        Ok(())
+    }
+
+    async fn run(&self, id: &Id) -> Result<Option<Run>, StoreError> {
+        Ok(self.rows().row(id).and_then(|(_, row)| row.run.clone()))
     }
 
     async fn outbox_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Delivery>, StoreError> {

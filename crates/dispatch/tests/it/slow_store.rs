@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use prediction::{Id, Numbered, Prediction, Request, Timestamp};
+use prediction::{Id, Numbered, Prediction, Request, Run, Timestamp};
 use store::{
     Appended, CancelOutcome, Delivery, Lease, ListQuery, MemoryStore, Page, Renewed, Store, StoreError, Token,
 };
@@ -55,6 +55,12 @@ impl Store for SlowStore {
     }
     async fn request_cancel(&self, id: &Id) -> Result<CancelOutcome, StoreError> {
         self.well()?.request_cancel(id).await
+    }
+    async fn note_run(&self, id: &Id, run: &Run) -> Result<(), StoreError> {
+        self.well()?.note_run(id, run).await
+    }
+    async fn run(&self, id: &Id) -> Result<Option<Run>, StoreError> {
+        self.inner.run(id).await
     }
     async fn outbox_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Delivery>, StoreError> {
         self.inner.outbox_due(now, limit).await

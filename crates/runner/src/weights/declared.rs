@@ -161,17 +161,19 @@ fn fits(pattern: &str, path: &str) -> bool {
     glob(pattern.as_bytes(), subject.as_bytes())
 }
 
-/// Goes back to the last star only, and to the last double star: linear for each of them.
+/// Goes back to the last star only, and to the last double star: no pattern takes more than the product of the lengths.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut at, mut read) = (0, 0);
-    let (mut star, mut double): (Option<(usize, usize)>, Option<(usize, usize)>) = (None, None);
+    // Where the pattern goes on behind a star, and up to where the star reaches in the text so far.
+    let mut star: Option<(usize, usize)> = None;
+    // The same for `**`, or, true, for `**/`, which ends at the beginning of a name.
+    let mut double: Option<(usize, usize, bool)> = None;
     loop {
         match (pattern.get(at), text.get(read)) {
             (Some(b'*'), _) if pattern.get(at + 1) == Some(&b'*') => {
-                at += 2;
-                // `**/` also stands for nothing.
-                at += usize::from(pattern.get(at) == Some(&b'/'));
-                (double, star) = (Some((at, read)), None);
+                let whole = pattern.get(at + 2) == Some(&b'/');
+                at += 2 + usize::from(whole);
+                (double, star) = (Some((at, read, whole)), None);
             }
             (Some(b'*'), _) => {
                 at += 1;
@@ -181,15 +183,16 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
             (Some(p), Some(c)) if p == c && *p != b'?' => (at, read) = (at + 1, read + 1),
             (None, None) => return true,
             _ => {
-                let again = star.filter(|&(_, from)| text.get(from).is_some_and(|&c| c != b'/'));
-                if let Some((pattern_at, from)) = again {
-                    star = Some((pattern_at, from + 1));
-                    (at, read) = (pattern_at, from + 1);
-                } else if let Some((pattern_at, from)) = double.filter(|&(_, from)| from < text.len()) {
-                    (double, star) = (Some((pattern_at, from + 1)), None);
-                    (at, read) = (pattern_at, from + 1);
-                } else {
-                    return false;
+                let longer =
+                    star.filter(|&(_, to)| text.get(to).is_some_and(|&c| c != b'/')).map(|(at, to)| (at, to + 1));
+                let deeper = double.and_then(|(at, to, whole)| match whole {
+                    true => text[to..].iter().position(|&c| c == b'/').map(|slash| (at, to + slash + 1, whole)),
+                    false => (to < text.len()).then_some((at, to + 1, whole)),
+                });
+                match (longer, deeper) {
+                    (Some((behind, to)), _) => (at, read, star) = (behind, to, longer),
+                    (None, Some((behind, to, _))) => (at, read, star, double) = (behind, to, None, deeper),
+                    (None, None) => return false,
                 }
             }
         }

@@ -106,7 +106,9 @@ impl Net {
                 Err(Stop::StartOver) => {
                     sink.restart().map_err(|e| Fault::Disk(e.to_string()))?;
                     match read(client, address, sink, report).await {
-                        Err(Stop::StartOver) => Err(Fault::Refused("it refuses even the whole file (HTTP 416)".into())),
+                        Err(Stop::StartOver) => {
+                            Err(Fault::Refused("it sends neither the part that is asked for nor the whole".into()))
+                        }
                         Err(Stop::Fault(fault)) => Err(fault),
                         Ok(()) => Ok(()),
                     }

@@ -35,7 +35,7 @@ pub use own::{Own, bring};
 pub(crate) use pickle::is_pickle;
 pub use pin::pin;
 pub use token::Token;
-pub use verify::{Checked, lock_known, lock_path, verify, verify_with};
+pub use verify::{Checked, lock_known, lock_path, names, pickles, verify, verify_with};
 
 /// How weights are fetched and where they are kept.
 #[derive(Clone)]
@@ -119,6 +119,28 @@ pub enum Progress<'a> {
     Bytes { file: &'a str, source: &'a str, done: u64, total: u64 },
     /// The source did not do; the next one is tried.
     Failed { file: &'a str, source: &'a str, why: &'a str },
+}
+
+/// Progress as lines for people: who is asked, what did not do, and every tenth of a file.
+pub fn lines(report: &mut dyn FnMut(&str)) -> impl FnMut(Progress) {
+    let mut tenths = 0;
+    move |progress| match progress {
+        Progress::Waiting { file } => report(&format!("{file}: another process is fetching it")),
+        Progress::Trying { file, source } => report(&format!("{file}: asking {source}")),
+        Progress::Failed { file, source, why } => report(&format!("{file}: {source}: {why}")),
+        Progress::Bytes { file, source, done, total } => {
+            let now = done * 10 / total.max(1);
+            if now != tenths {
+                tenths = now;
+                report(&format!("{file}: {} of {} MB from {source}", done / 1_000_000, total / 1_000_000));
+            }
+        }
+    }
+}
+
+/// Where a set's files are read from, once they are there.
+pub fn folder(entry: &Entry, options: &Options) -> PathBuf {
+    cache::Cache::at(&options.cache_dir).set(entry)
 }
 
 /// The folder with the entry's files, if they are all in the cache (as the environment names it) and were verified.

@@ -116,6 +116,22 @@ pub(super) fn files(path: &Path, wanted: &dyn Fn(&str) -> bool, hash: Hash) -> R
     Ok(files)
 }
 
+/// Every file of a folder, by its path in it; hidden ones are left out.
+pub fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let mut found = Vec::new();
+    walk(folder, &mut found)?;
+    let relative = |path: &PathBuf| path.strip_prefix(folder).unwrap_or(path).to_string_lossy().into_owned();
+    let mut names: Vec<String> = found.iter().map(relative).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Those that are pickles.
+pub fn pickles(folder: &Path) -> io::Result<Vec<String>> {
+    let names = names(folder)?.into_iter();
+    names.filter_map(|name| is_pickle(&folder.join(&name)).map(|is| is.then_some(name)).transpose()).collect()
+}
+
 pub(super) fn a_pickle(path: &str) -> String {
     format!(
         "{path}: is a Python pickle, which runs code when it is loaded; convert it to safetensors, or leave it out (exclude)"

@@ -9,6 +9,7 @@ mod leases;
 mod lists;
 mod outbox;
 mod rows;
+mod runs;
 mod sweeps;
 mod tokens;
 
@@ -24,6 +25,7 @@ pub use leases::*;
 pub use lists::*;
 pub use outbox::*;
 pub use rows::*;
+pub use runs::*;
 pub use sweeps::*;
 pub use tokens::*;
 
@@ -135,6 +137,7 @@ macro_rules! conformance {
             a_sweep_leaves_the_fact_and_removes_the_data
             a_sweep_touches_nothing_unfinished_young_or_unsent
             a_long_sweep_counts_each_once
+            a_run_is_noted_replaced_and_outlives_the_sweep
             a_token_is_known_until_it_is_revoked
             a_token_name_is_used_once_at_a_time
             a_secret_is_made_once_whoever_asks_first

@@ -14,14 +14,14 @@ mod writer;
 use std::path::Path;
 
 use async_trait::async_trait;
-use prediction::{Id, Numbered, Prediction, Request, Timestamp};
+use prediction::{Id, Numbered, Prediction, Request, Run, Timestamp};
 use sqlx::SqlitePool;
 
 use crate::{
     Appended, CancelOutcome, Clock, Delivery, Lease, ListQuery, Page, Renewed, Store, StoreError, Token, secret,
     system_clock,
 };
-use changes::{append, create, leases, outbox, sweep, tokens};
+use changes::{append, create, leases, outbox, runs, sweep, tokens};
 use writer::Writer;
 
 pub struct SqliteStore {
@@ -100,6 +100,14 @@ impl Store for SqliteStore {
 
     async fn request_cancel(&self, id: &Id) -> Result<CancelOutcome, StoreError> {
         self.writer.commit(append::Cancel { id: id.clone(), now: self.now() }).await
+    }
+
+    async fn note_run(&self, id: &Id, run: &Run) -> Result<(), StoreError> {
+        self.writer.commit(runs::Note::new(id, run)?).await
+    }
+
+    async fn run(&self, id: &Id) -> Result<Option<Run>, StoreError> {
+        reads::run(&self.readers, id).await
     }
 
     async fn outbox_due(&self, now: Timestamp, limit: usize) -> Result<Vec<Delivery>, StoreError> {

@@ -23,6 +23,7 @@ const KEPT_LOG_BYTES: u64 = 16 << 20;
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "predictions", include_str!("../../migrations/0001_predictions.sql")),
     (2, "files", include_str!("../../migrations/0002_files.sql")),
+    (3, "runs", include_str!("../../migrations/0003_runs.sql")),
 ];
 
 pub(super) struct Connections {

@@ -1,6 +1,6 @@
 //! Questions. Each is one statement on a read connection, so its answer is one moment's.
 
-use prediction::{Id, Numbered, Prediction, Timestamp};
+use prediction::{Id, Numbered, Prediction, Run, Timestamp};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqlitePool};
 
@@ -74,6 +74,12 @@ pub(super) async fn events(pool: &SqlitePool, id: &Id, after: u64) -> Result<Vec
     let found = found.bind(id.as_str()).bind(i64::try_from(after).unwrap_or(i64::MAX));
     let found = found.fetch_all(pool).await.map_err(|why| unavailable(&why))?;
     found.iter().map(event).collect()
+}
+
+pub(super) async fn run(pool: &SqlitePool, id: &Id) -> Result<Option<Run>, StoreError> {
+    let found = sqlx::query("SELECT run FROM runs WHERE prediction = (SELECT key FROM predictions WHERE id = ?)");
+    let row = found.bind(id.as_str()).fetch_optional(pool).await.map_err(|why| unavailable(&why))?;
+    row.map(|row| rows::parse(column(&row, 0)?)).transpose()
 }
 
 /// From the columns seq, at, event.

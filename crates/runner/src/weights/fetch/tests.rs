@@ -1,6 +1,9 @@
 //! Every source, well and badly behaved, against servers of a few lines on this machine.
 
 mod altered;
+mod hub;
+mod large;
+mod own;
 mod pip;
 mod server;
 
@@ -10,7 +13,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::weights::Token;
 use crate::weights::lock::set_digest;
-use server::{Request, Server, answer, cut, ok, part, redirect};
+use server::{Request, Server, answer, cut, ok, part, ranged, redirect};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -265,7 +268,7 @@ fn every_mirror_that_fails_is_named_with_its_reason_in_order() {
         &*format!("wrong content: expected sha256 {expected}, got {got}"),
         "it sends 299999 bytes; the lock says 300000",
         "it sends more than the 300000 bytes that the lock says",
-        "HTTP 401: it is private or gated",
+        "HTTP 401: it is private or gated (a token is sent to the hub and to nobody else)",
         "more than 10 redirects",
         "HTTP 302 to nowhere: Some(\"ftp://x/y\")",
         "HTTP 404",

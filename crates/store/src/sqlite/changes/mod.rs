@@ -5,5 +5,6 @@ pub(super) mod create;
 pub(super) mod files;
 pub(super) mod leases;
 pub(super) mod outbox;
+pub(super) mod runs;
 pub(super) mod sweep;
 pub(super) mod tokens;

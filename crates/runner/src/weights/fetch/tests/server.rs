@@ -18,9 +18,16 @@ impl Request {
         self.headers.iter().find(|header| header.0 == name).map(|header| header.1.as_str())
     }
 
-    /// The N of `Range: bytes=N-`.
+    /// The N of `Range: bytes=N-` or `bytes=N-M`.
     pub fn from(&self) -> Option<usize> {
-        self.header("range")?.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+        self.header("range")?.strip_prefix("bytes=")?.split_once('-')?.0.parse().ok()
+    }
+
+    /// The bytes of `content` that the range asks for, up to, without, the second; all of them without a range.
+    pub fn range(&self, content: &[u8]) -> (usize, usize) {
+        let range = self.header("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+        let (from, last) = range.unwrap_or(("0", ""));
+        (from.parse().unwrap(), last.parse::<usize>().map_or(content.len(), |last| (last + 1).min(content.len())))
     }
 }
 
@@ -111,6 +118,17 @@ pub fn part(body: &[u8], from: usize, until: usize) -> Vec<u8> {
     let (last, total) = (body.len() - 1, body.len());
     let headers = format!("Content-Range: bytes {from}-{last}/{total}\r\nContent-Length: {}\r\n", total - from);
     answer("206 Partial Content", &headers, &body[from..until])
+}
+
+/// As a server that knows ranges: what was asked for, and no more.
+pub fn ranged(request: &Request, content: &[u8]) -> Vec<u8> {
+    let (from, until) = request.range(content);
+    if request.from().is_none() {
+        return ok(content);
+    }
+    let (last, total) = (until - 1, content.len());
+    let headers = format!("Content-Range: bytes {from}-{last}/{total}\r\nContent-Length: {}\r\n", until - from);
+    answer("206 Partial Content", &headers, &content[from..until])
 }
 
 pub fn redirect(to: &str) -> Vec<u8> {
