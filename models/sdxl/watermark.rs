@@ -7,7 +7,7 @@
 const MESSAGE: u64 = 0b1011_0011_1110_1100_1001_0000_0111_1011_1011_0001_1001_1110;
 const BITS: usize = 48;
 /// The reference marks nothing narrower.
-const MIN_WIDTH: usize = 256;
+pub const MIN_WIDTH: usize = 256;
 /// Between two places where the same bit may lie.
 const STEP: f32 = 36.0;
 /// Values of the coarse quarter on a block's side.

@@ -71,7 +71,7 @@ pub struct LoadSpec {
     /// Input defaults of this deployment, in place of the model's own.
     pub defaults: Map,
     /// What files that the model makes say of their origin: `version` and `weights`, the digests, where they are known.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub provenance: Map,
 }
 

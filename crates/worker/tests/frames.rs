@@ -38,6 +38,7 @@ fn load_says_what_and_how() {
         concurrency: None,
         threads: Some(2),
         defaults: Map::new(),
+        provenance: Map::new(),
     };
     stands(
         ToWorker::Load { spec: spec.clone(), room_bytes: Some(7) },
