@@ -296,9 +296,8 @@ fn tokenizer(files: [&'static str; 4], padding: &str) -> [(&'static str, Vec<u8>
     let bytes: Vec<String> =
         (0..256).filter(printable).chain(others).filter_map(char::from_u32).map(String::from).collect();
     let letters = || (b'a'..=b'z').map(char::from);
-    let pairs: Vec<(char, String)> = letters()
-        .flat_map(|a| letters().flat_map(move |b| [(a, format!("{b}{END}")), (a, b.to_string())]))
-        .collect();
+    let pairs: Vec<(char, String)> =
+        letters().flat_map(|a| letters().flat_map(move |b| [(a, format!("{b}{END}")), (a, b.to_string())])).collect();
     let mut words: Vec<String> = bytes.clone();
     words.extend(bytes.iter().map(|byte| format!("{byte}{END}")));
     words.extend(pairs.iter().map(|(a, b)| format!("{a}{b}")));
@@ -319,5 +318,10 @@ fn tokenizer(files: [&'static str; 4], padding: &str) -> [(&'static str, Vec<u8>
     config["errors"] = json!("replace");
     let text = |value: Value| value.to_string().into_bytes();
     let [vocab, rules, specials, about] = files;
-    [(vocab, text(Value::Object(vocabulary))), (rules, merges.into_bytes()), (specials, text(special)), (about, text(config))]
+    [
+        (vocab, text(Value::Object(vocabulary))),
+        (rules, merges.into_bytes()),
+        (specials, text(special)),
+        (about, text(config)),
+    ]
 }

@@ -2,8 +2,8 @@
 //! diffusers' `Transformer2DModel`. Refuses to know where in the net it stands.
 
 use candle_core::{DType, Device, Result, Tensor};
-use kernels::op::{self, Dense, Memory};
 use kernels::Pool;
+use kernels::op::{self, Dense, Memory};
 use prediction::PredictError;
 use std::sync::Arc;
 
@@ -106,7 +106,8 @@ impl Transformer {
         (device, pool): (&Device, &Arc<Pool>),
         to: &mut Vec<Vec<Memory>>,
     ) -> Result<()> {
-        let (shape, width) = (op::MemoryShape { positions: tokens, heads: self.heads, dim: self.width / self.heads }, self.width);
+        let (shape, width) =
+            (op::MemoryShape { positions: tokens, heads: self.heads, dim: self.width / self.heads }, self.width);
         for block in &self.blocks {
             let kv = block.kv.forward(states)?;
             let text = |number: usize| {
@@ -153,7 +154,8 @@ impl Transformer {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        let block = |b: &Block| [&b.qkv, &b.out1, &b.q, &b.kv, &b.out2, &b.up, &b.down].map(Dense::bytes).iter().sum::<u64>();
+        let block =
+            |b: &Block| [&b.qkv, &b.out1, &b.q, &b.kv, &b.out2, &b.up, &b.down].map(Dense::bytes).iter().sum::<u64>();
         self.proj_in.bytes() + self.proj_out.bytes() + self.blocks.iter().map(block).sum::<u64>()
     }
 }
