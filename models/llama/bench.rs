@@ -33,7 +33,7 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
     for shape in shapes {
         measure(&mut pipeline, &BenchShape { decode_tokens: 1, ..*shape })?;
         let times = measure(&mut pipeline, shape)?;
-        let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
+        let BenchShape { prompt_tokens, decode_tokens, batch, .. } = *shape;
         let decode_s = times.steps.total_s().max(f64::MIN_POSITIVE);
         let token_p50_s = times.steps.quantile_s(0.5);
         told(Told::Result(BenchResult {
@@ -77,7 +77,7 @@ struct Times {
 }
 
 fn measure(pipeline: &mut Pipeline, shape: &BenchShape) -> Result<Times, PredictError> {
-    let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
+    let BenchShape { prompt_tokens, decode_tokens, batch, .. } = *shape;
     // Every prediction has its blocks from the start, none of them shared.
     let own = (prompt_tokens + decode_tokens).div_ceil(BLOCK);
     let blocks: Vec<u32> = (0..(batch * own) as u32).collect();

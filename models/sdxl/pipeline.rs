@@ -52,17 +52,17 @@ pub struct Setting {
 }
 
 pub struct Pipeline {
-    files: Files,
-    setting: Setting,
+    pub files: Files,
+    pub setting: Setting,
     /// None only while it is loaded anew.
-    pub generator: Option<Generator>,
+    generator: Option<Generator>,
     /// What the base's weights were changed with.
     change: Option<Change>,
     /// Operations per second that calls have come to.
     speed: Option<f64>,
     defaults: Map,
     provenance: Map,
-    bytes: u64,
+    pub bytes: u64,
     running: Option<Running>,
 }
 
@@ -80,14 +80,14 @@ impl Pipeline {
         let setting = Setting { device, pool, precision: precision(spec)? };
         let began = Instant::now();
         let generator = files.generator(&setting, None, report)?;
-        let bytes = files.bytes(setting.load(None))?;
+        let bytes = files.bytes(setting.load())?;
         let refiner = if files.refiner.is_some() { "with" } else { "without" };
         report(&format!(
             "SDXL {refiner} refiner: {} MB of weights ready in {:.2} s; {threads} threads",
             bytes / 1_000_000,
             began.elapsed().as_secs_f64(),
         ));
-        let mut provenance = spec.provenance.clone();
+        let mut provenance = (*spec.provenance).clone();
         provenance.insert("program".into(), concat!("pinion ", env!("CARGO_PKG_VERSION")).into());
         provenance.insert("model".into(), spec.target.clone().into());
         Ok(Self {
@@ -104,7 +104,7 @@ impl Pipeline {
     }
 
     /// The generator whose weights are changed as this prediction wants them, or not at all.
-    fn generator(&mut self) -> Result<&Generator, PredictError> {
+    pub fn generator(&mut self) -> Result<&Generator, PredictError> {
         let wanted = self.running.as_ref().and_then(Running::change);
         let same = wanted.map(|change| &change.key) == self.change.as_ref().map(|change| &change.key);
         if !same || self.generator.is_none() {
@@ -121,13 +121,8 @@ impl Pipeline {
 }
 
 impl Setting {
-    pub fn load<'a>(&'a self, change: Option<&'a Change>) -> Load<'a> {
-        Load {
-            device: &self.device,
-            pool: &self.pool,
-            precision: self.precision,
-            adapter: change.map(|change| &*change.adapter),
-        }
+    pub fn load(&self) -> Load<'_> {
+        Load { device: &self.device, pool: &self.pool, precision: self.precision, adapter: None }
     }
 }
 
@@ -220,15 +215,18 @@ impl Files {
         report: &mut dyn FnMut(&str),
     ) -> Result<Generator, PredictError> {
         report("SDXL: reading the base");
-        let base = Nets::open(&self.base, setting.load(change))?;
+        let base = match change {
+            Some(change) => change.nets(&self.base, setting.load())?,
+            None => Nets::open(&self.base, setting.load())?,
+        };
         let refiner = match &self.refiner {
             None => None,
             Some(refiner) => {
                 report("SDXL: reading the refiner");
-                Some(Nets::open(refiner, setting.load(None))?)
+                Some(Nets::open(refiner, setting.load())?)
             }
         };
-        let vae = self.base.vae(setting.load(None))?;
+        let vae = self.base.vae(setting.load())?;
         Ok(Generator { base, refiner, vae, device: setting.device.clone() })
     }
 

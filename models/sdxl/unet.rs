@@ -162,10 +162,9 @@ impl Unet {
         }
         let states = prompt_embeds.contiguous()?.reshape((batch * tokens, features))?;
         let mut layers = Vec::new();
-        let transformers =
-            |blocks: &[Blocks]| -> Vec<_> { Vec::from_iter(blocks.iter().flat_map(Blocks::transformers)) };
-        let (down, up) = (transformers(&self.down), transformers(&self.up));
-        for transformer in down.into_iter().chain([&self.middle.1]).chain(up) {
+        let down = self.down.iter().flat_map(Blocks::transformers);
+        let up = self.up.iter().flat_map(Blocks::transformers);
+        for transformer in down.chain([&self.middle.1]).chain(up) {
             transformer.remember(&states, tokens, (&self.device, &self.pool), &mut layers)?;
         }
         Ok(Context { layers, tokens })

@@ -194,7 +194,7 @@ impl Offer {
         // Nobody has pinned what a caller names.
         let known = weights.is_none().then(|| [("version", self.version().ok()), ("weights", self.set_digest().ok())]);
         let known = known.into_iter().flatten().filter_map(|(name, digest)| Some((name.to_owned(), digest?.into())));
-        let provenance = known.collect();
+        let provenance = Box::new(known.collect());
         let weights = match (weights, &self.served.weights) {
             (Some(path), _) => Weights::Path(path),
             (None, WeightsFrom::Locked(_)) if let Some(path) = self.own_path() => Weights::Path(path),

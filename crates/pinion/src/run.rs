@@ -186,7 +186,7 @@ fn show(words: &Words, schema: &ModelSchema, mut prediction: Prediction) -> Resu
         out::line(body)?;
     }
     if let (Some(path), Some(output), false) = (&words.output, &prediction.output, schema.is_files()) {
-        std::fs::write(path, read_as(schema, output))
+        std::fs::write(path, read_as(schema, output).as_bytes())
             .map_err(|error| Failure::Failed(format!("-o {}: {error}", path.display())))?;
     }
     match prediction.error {

@@ -72,7 +72,7 @@ pub struct LoadSpec {
     pub defaults: Map,
     /// What files that the model makes say of their origin: `version` and `weights`, the digests, where they are known.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub provenance: Map,
+    pub provenance: Box<Map>,
 }
 
 impl LoadSpec {
@@ -88,7 +88,7 @@ impl LoadSpec {
             concurrency: None,
             threads: None,
             defaults: Map::new(),
-            provenance: Map::new(),
+            provenance: Box::default(),
         }
     }
 }

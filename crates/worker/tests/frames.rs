@@ -38,7 +38,7 @@ fn load_says_what_and_how() {
         concurrency: None,
         threads: Some(2),
         defaults: Map::new(),
-        provenance: Map::new(),
+        provenance: Box::default(),
     };
     stands(
         ToWorker::Load { spec: spec.clone(), room_bytes: Some(7) },

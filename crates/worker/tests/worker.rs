@@ -36,7 +36,7 @@ fn spec(model: &str, capacity: u32, defaults: Value) -> LoadSpec {
         concurrency: Some(capacity),
         threads: None,
         defaults: map(defaults),
-        provenance: Map::new(),
+        provenance: Box::default(),
     }
 }
 

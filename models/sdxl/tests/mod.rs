@@ -1,5 +1,7 @@
-//! What no single file of this folder can promise: equality with diffusers and transformers.
+//! What no single file of this folder can promise: equality with the reference, and weights from wherever they lie.
 
+mod files;
+mod nets;
 mod schedulers;
 mod tokens;
 

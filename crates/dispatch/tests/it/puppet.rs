@@ -141,7 +141,7 @@ pub fn spec(target: &str) -> LoadSpec {
         concurrency: None,
         threads: None,
         defaults: Map::new(),
-        provenance: Map::new(),
+        provenance: Box::default(),
     }
 }
 
