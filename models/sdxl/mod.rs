@@ -5,6 +5,8 @@
 pub mod clip;
 pub mod config;
 mod fields;
+pub mod generate;
+pub mod golden;
 mod layers;
 pub mod lora;
 pub mod noise;
