@@ -170,7 +170,8 @@ impl Layer {
         let seen = op::attend(&qkv.narrow(1, 0, hidden)?, &sights, layers::scale(net.shape))?;
         let x = self.out.forward_add(&seen, x)?;
         let y = self.norm2.layer(&x, norm_eps, &net.pool)?;
-        let y = if quick_gelu { op::quick_gelu(&self.up.forward(&y)?, &net.pool)? } else { self.up.forward_gelu(&y)? };
+        let y =
+            if quick_gelu { op::quick_gelu(&self.up.forward(&y)?, &net.pool)? } else { self.up.forward_gelu(&y)? };
         self.down.forward_add(&y, &x)
     }
 }

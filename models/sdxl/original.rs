@@ -142,7 +142,6 @@ pub fn open_clip(name: &str) -> Option<Place> {
         }
         return whole(format!("{block}.attn.{rest}"));
     }
-    let table =
-        [("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")];
+    let table = [("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")];
     whole(format!("{block}.{}", renamed(rest, &table)?))
 }

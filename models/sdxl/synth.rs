@@ -75,6 +75,11 @@ fn plan(sizes: &Sizes, dtype: &str) -> Plan {
         files.extend(tokenizer(FIRST_TOKENIZER, "<|endoftext|>"));
     }
     files.extend(tokenizer(SECOND_TOKENIZER, "!"));
+    Plan { files, tensors: tensors(sizes) }
+}
+
+/// The tensors of a pipeline of these sizes, under the names that a diffusers folder has.
+pub(super) fn tensors(sizes: &Sizes) -> Vec<Tensor> {
     let mut tensors = Vec::new();
     for (text, prefix) in sizes.texts.iter().zip(TEXTS) {
         if let Some(text) = text {
@@ -83,7 +88,7 @@ fn plan(sizes: &Sizes, dtype: &str) -> Plan {
     }
     unet(&mut Names { all: &mut tensors, prefix: UNET.into() }, sizes);
     vae(&mut Names { all: &mut tensors, prefix: VAE.into() }, sizes);
-    Plan { files, tensors }
+    tensors
 }
 
 /// Adds tensors under a prefix.
@@ -296,9 +301,8 @@ fn tokenizer(files: [&'static str; 4], padding: &str) -> [(&'static str, Vec<u8>
     let bytes: Vec<String> =
         (0..256).filter(printable).chain(others).filter_map(char::from_u32).map(String::from).collect();
     let letters = || (b'a'..=b'z').map(char::from);
-    let pairs: Vec<(char, String)> = letters()
-        .flat_map(|a| letters().flat_map(move |b| [(a, format!("{b}{END}")), (a, b.to_string())]))
-        .collect();
+    let pairs: Vec<(char, String)> =
+        letters().flat_map(|a| letters().flat_map(move |b| [(a, format!("{b}{END}")), (a, b.to_string())])).collect();
     let mut words: Vec<String> = bytes.clone();
     words.extend(bytes.iter().map(|byte| format!("{byte}{END}")));
     words.extend(pairs.iter().map(|(a, b)| format!("{a}{b}")));
@@ -319,5 +323,10 @@ fn tokenizer(files: [&'static str; 4], padding: &str) -> [(&'static str, Vec<u8>
     config["errors"] = json!("replace");
     let text = |value: Value| value.to_string().into_bytes();
     let [vocab, rules, specials, about] = files;
-    [(vocab, text(Value::Object(vocabulary))), (rules, merges.into_bytes()), (specials, text(special)), (about, text(config))]
+    [
+        (vocab, text(Value::Object(vocabulary))),
+        (rules, merges.into_bytes()),
+        (specials, text(special)),
+        (about, text(config)),
+    ]
 }

@@ -2,8 +2,8 @@
 //! diffusers' `Transformer2DModel`. Refuses to know where in the net it stands.
 
 use candle_core::{DType, Device, Result, Tensor};
-use kernels::op::{self, Dense, Memory};
 use kernels::Pool;
+use kernels::op::{self, Dense, Memory};
 use prediction::PredictError;
 use std::sync::Arc;
 
@@ -106,7 +106,8 @@ impl Transformer {
         (device, pool): (&Device, &Arc<Pool>),
         to: &mut Vec<Vec<Memory>>,
     ) -> Result<()> {
-        let (shape, width) = (op::MemoryShape { positions: tokens, heads: self.heads, dim: self.width / self.heads }, self.width);
+        let (shape, width) =
+            (op::MemoryShape { positions: tokens, heads: self.heads, dim: self.width / self.heads }, self.width);
         for block in &self.blocks {
             let kv = block.kv.forward(states)?;
             let text = |number: usize| {
@@ -141,8 +142,8 @@ impl Transformer {
             let q = block.q.forward(&block.norm2.layer(&y, NORM_EPS, pool)?)?;
             let seen = op::attend(&q, &sights(texts, pixels, context.tokens), scale)?;
             y = block.out2.forward_add(&seen, &y)?;
-            let both = block.up.forward(&block.norm3.layer(&y, NORM_EPS, pool)?)?;
-            y = block.down.forward_add(&op::geglu(&both, pool)?, &y)?;
+            let wide = block.up.forward_geglu(&block.norm3.layer(&y, NORM_EPS, pool)?)?;
+            y = block.down.forward_add(&wide, &y)?;
         }
         self.proj_out.forward_add(&y, &flat(x)?)?.reshape((batch, height, columns, width))
     }
@@ -152,8 +153,20 @@ impl Transformer {
         self.blocks.len()
     }
 
+    /// Multiplications and additions for an image of so many pixels under a text of so many tokens, whose keys and values
+    /// are there.
+    pub(super) fn operations(&self, pixels: u64, tokens: u64) -> u64 {
+        let block = |b: &Block| {
+            let dense = [&b.qkv, &b.out1, &b.q, &b.out2, &b.up, &b.down].map(|dense| layers::operations(dense, pixels));
+            dense.iter().sum::<u64>() + layers::attention_operations(pixels, pixels + tokens, self.width)
+        };
+        let ends = layers::operations(&self.proj_in, pixels) + layers::operations(&self.proj_out, pixels);
+        ends + self.blocks.iter().map(block).sum::<u64>()
+    }
+
     pub(super) fn bytes(&self) -> u64 {
-        let block = |b: &Block| [&b.qkv, &b.out1, &b.q, &b.kv, &b.out2, &b.up, &b.down].map(Dense::bytes).iter().sum::<u64>();
+        let block =
+            |b: &Block| [&b.qkv, &b.out1, &b.q, &b.kv, &b.out2, &b.up, &b.down].map(Dense::bytes).iter().sum::<u64>();
         self.proj_in.bytes() + self.proj_out.bytes() + self.blocks.iter().map(block).sum::<u64>()
     }
 }

@@ -143,7 +143,11 @@ impl Vae {
         }
         let one = |number| {
             let image = images.narrow(0, number, 1)?.contiguous()?;
-            if height > tiles.from || width > tiles.from { vae_tiles::tiled(&image, tiles, apply) } else { apply(&image) }
+            if height > tiles.from || width > tiles.from {
+                vae_tiles::tiled(&image, tiles, apply)
+            } else {
+                apply(&image)
+            }
         };
         let done = (0..batch).map(one).collect::<Result<Vec<_>>>()?;
         if let [one] = done.as_slice() { Ok(one.clone()) } else { Tensor::cat(&done, 0) }
@@ -205,9 +209,8 @@ impl Net {
     }
 
     fn bytes(&self) -> u64 {
-        let level = |l: &Level| {
-            l.resnets.iter().map(Resnet::bytes).sum::<u64>() + l.next.as_ref().map_or(0, Conv2d::bytes)
-        };
+        let level =
+            |l: &Level| l.resnets.iter().map(Resnet::bytes).sum::<u64>() + l.next.as_ref().map_or(0, Conv2d::bytes);
         let Middle { before, attention, after } = &self.middle;
         let middle = before.bytes() + after.bytes() + attention.as_ref().map_or(0, |a| a.qkv.bytes() + a.out.bytes());
         self.conv_in.bytes() + self.conv_out.bytes() + self.levels.iter().map(level).sum::<u64>() + middle

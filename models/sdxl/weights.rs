@@ -159,7 +159,8 @@ impl Opened {
 
     fn open_single(path: &Path) -> Result<Self, PredictError> {
         let tensors = SafeTensors::open(path)?;
-        let sizes = if tensors.has("conditioner.embedders.1.model.ln_final.weight") { &sizes::BASE } else { &sizes::REFINER };
+        let sizes =
+            if tensors.has("conditioner.embedders.1.model.ln_final.weight") { &sizes::BASE } else { &sizes::REFINER };
         Self::single(path, tensors, sizes)
     }
 
@@ -178,12 +179,8 @@ impl Opened {
             ),
             false => (None, source("conditioner.embedders.0.model.", Naming::OpenClip)),
         };
-        let sources = [
-            first,
-            second,
-            source("model.diffusion_model.", Naming::Unet),
-            source("first_stage_model.", Naming::Vae),
-        ];
+        let sources =
+            [first, second, source("model.diffusion_model.", Naming::Unet), source("first_stage_model.", Naming::Vae)];
         Self::of_sizes(path, sizes.files("float16"), sources, Beside::Usual(sizes))
     }
 
@@ -194,8 +191,8 @@ impl Opened {
         for component in Component::ALL {
             let name = format!("{}/config.json", component.folder());
             if let Some(text) = synth.file(&name) {
-                let json = serde_json::from_slice(text)
-                    .map_err(|error| PredictError::Operator(format!("{name}: {error}")))?;
+                let json =
+                    serde_json::from_slice(text).map_err(|error| PredictError::Operator(format!("{name}: {error}")))?;
                 files.push((name, json));
                 sources[component as usize] = Some(Source::Synth(synth.clone()));
             }
@@ -216,8 +213,7 @@ impl Opened {
         };
         let text = |component| json(component).map(|(name, json)| TextConfig::read(&name, json)).transpose();
         let missing = || PredictError::Operator(format!("{}: is not a shape of SDXL", path.display()));
-        let (unet, vae) =
-            (json(Component::Unet).ok_or_else(missing)?, json(Component::Vae).ok_or_else(missing)?);
+        let (unet, vae) = (json(Component::Unet).ok_or_else(missing)?, json(Component::Vae).ok_or_else(missing)?);
         Ok(Self {
             path: path.to_owned(),
             texts: [text(Component::Text1)?, text(Component::Text2)?],
@@ -329,10 +325,39 @@ impl Opened {
         }
     }
 
+    /// Diffusers' names and the shapes of a component's tensors: what an adapter has to fit.
+    pub fn tensors(&self, component: Component) -> Result<Vec<(String, Vec<usize>)>, PredictError> {
+        let own = format!("{}/{}/", component.folder(), component.stem());
+        let planned = |plan: Vec<runner::synth::Tensor>| {
+            let own = plan.into_iter().filter_map(|t| Some((t.name.strip_prefix(&own)?.to_owned(), t.shape)));
+            own.collect::<Vec<_>>()
+        };
+        Ok(match (&self.sources[component as usize], &self.beside) {
+            (None, _) => Vec::new(),
+            (Some(Source::Folder(tensors)), _) => {
+                let all = tensors.names().map(|name| {
+                    let clip = matches!(component, Component::Text1 | Component::Text2);
+                    let newer = clip && !name.starts_with("text_");
+                    let known = if newer { format!("text_model.{name}") } else { name.to_owned() };
+                    Ok((known, tensors.tensor(name)?.shape.to_vec()))
+                });
+                all.collect::<Result<_, PredictError>>()?
+            }
+            (Some(Source::Synth(synth)), _) => {
+                let all = synth.names().filter_map(|name| Some((name, name.strip_prefix(&own)?)));
+                let all = all.map(|(name, known)| Ok((known.to_owned(), synth.shape(name)?.to_vec())));
+                all.collect::<Result<_, PredictError>>()?
+            }
+            (Some(Source::Single(..)), Beside::Usual(sizes)) => planned(super::synth::tensors(sizes)),
+            // Another VAE in a single file: no adapter is for one.
+            (Some(Source::Single(..)), _) => Vec::new(),
+        })
+    }
+
     fn reader<'a>(&'a self, component: Component, load: Load<'a>) -> Result<Reader<'a>, PredictError> {
-        let source = self.sources[component as usize].as_ref().ok_or_else(|| {
-            PredictError::Operator(format!("{}: has no {}", self.path.display(), component.folder()))
-        })?;
+        let source = self.sources[component as usize]
+            .as_ref()
+            .ok_or_else(|| PredictError::Operator(format!("{}: has no {}", self.path.display(), component.folder())))?;
         Ok(Reader { opened: self, source, component, load, prefix: String::new() })
     }
 }
@@ -406,7 +431,8 @@ impl<'a> Reader<'a> {
 
     fn finish(&self, raws: &[Raw], inputs: usize, bias: Option<Vec<f32>>) -> Result<Dense, PredictError> {
         let parts: Vec<Part> = raws.iter().map(part).collect();
-        Dense::new(&parts, inputs, bias, self.load.device, self.load.pool).map_err(|error| broken(&raws[0].name, &error))
+        Dense::new(&parts, inputs, bias, self.load.device, self.load.pool)
+            .map_err(|error| broken(&raws[0].name, &error))
     }
 
     pub fn conv(&self, name: &str, shape: ConvShape) -> Result<Conv2d, PredictError> {

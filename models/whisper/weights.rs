@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use kernels::op::{Dense, Part};
 use kernels::Pool;
+use kernels::op::{Dense, Part};
 use prediction::PredictError;
 use runner::synth::Synth;
 use runner::{Ct2, SafeTensors};
@@ -270,7 +270,8 @@ impl Loader<'_> {
     }
 
     fn finish(&self, raws: &[Raw], inputs: usize, bias: Vec<f32>) -> Result<Dense, PredictError> {
-        let parts: Vec<Part> = raws.iter().map(|raw| Part { format: raw.format(), out: raw.shape[0], bytes: &raw.bytes }).collect();
+        let parts: Vec<Part> =
+            raws.iter().map(|raw| Part { format: raw.format(), out: raw.shape[0], bytes: &raw.bytes }).collect();
         let bias = Some(bias).filter(|bias| bias.iter().any(|&b| b != 0.0));
         Dense::new(&parts, inputs, bias, self.device, self.pool)
             .map_err(|error| PredictError::Operator(format!("tensor {}: {error}", raws[0].name)))

@@ -9,6 +9,7 @@ pub mod attention;
 #[cfg(any(feature = "cuda", test))]
 pub mod cuda;
 pub mod format;
+mod fresh;
 pub mod gelu;
 pub mod group_norm;
 pub mod layer_norm;

@@ -1,14 +1,15 @@
-"""Makes nets.safetensors and names.json: what diffusers and transformers say on the folders of two tiny shapes.
+"""Makes nets.safetensors and names.json.gz: what diffusers and transformers say on the folders of two tiny shapes.
 
     pinion weights synth sdxl-tiny -o BASE
     pinion weights synth sdxl-tiny-refiner -o REFINER
     python nets.py BASE REFINER
 
 The weights are seeded random numbers and the same bytes everywhere, so only what they say is kept. Images are stored as the
-reference has them, `[batch, channels, height, width]`. names.json says what a single checkpoint file calls every tensor, and
+reference has them, `[batch, channels, height, width]`. names.json.gz says what a single checkpoint file calls every tensor, and
 is written only if diffusers' own converters bring such a file back to the folder's tensors.
 """
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def unets():
         net = UNet2DConditionModel.from_pretrained(folder / "unet")
         latents, text, pooled = normal(2, 4, 13, 10), normal(2, 77, features), normal(2, 64)
         ids = torch.tensor(ids)
-        golden |= {f"{name}_latents": latents, f"{name}_text": text, f"{name}_pooled": pooled, f"{name}_ids": ids}
+        golden.update({f"{name}_latents": latents, f"{name}_text": text, f"{name}_pooled": pooled, f"{name}_ids": ids})
         for time in (981, 801, 261.5, 1):
             extra = {"text_embeds": pooled, "time_ids": ids}
             golden[f"{name}_t{time}"] = net(latents, time, text, added_cond_kwargs=extra).sample
@@ -69,7 +70,7 @@ def unets():
 def vaes():
     vae = AutoencoderKL.from_pretrained(base / "vae")
     pixels, latents = normal(2, 3, 72, 40).clamp(-1, 1), normal(2, 4, 7, 9)
-    large, wide = normal(1, 4, 20, 29), normal(1, 3, 136, 232).clamp(-1, 1)
+    large, wide = normal(1, 4, 17, 20), normal(1, 3, 130, 140).clamp(-1, 1)
     latent = vae.encode(pixels).latent_dist
     golden.update(pixels=pixels, mean=latent.mean, deviation=latent.std, latents=latents, decoded=vae.decode(latents).sample)
     vae.enable_tiling()
@@ -207,7 +208,7 @@ def names():
                 taken = table[shape][component][own][1]
                 if taken == "whole":
                     assert torch.equal(converted[own], tensor), (component, own)
-    (here / "names.json").write_text(json.dumps(table, indent=0))
+    (here / "names.json.gz").write_bytes(gzip.compress(json.dumps(table).encode(), mtime=0))
 
 
 with torch.no_grad():
@@ -215,7 +216,7 @@ with torch.no_grad():
     unets()
     vaes()
 names()
-golden = {name: tensor.contiguous() if tensor.dtype == torch.int64 else tensor.float().contiguous() for name, tensor in golden.items()}
-golden = {name: tensor.to(torch.uint32) if tensor.dtype == torch.int64 and name.startswith("ids") else tensor.float() if tensor.dtype == torch.int64 else tensor for name, tensor in golden.items()}
+kinds = {name: torch.uint32 if name in ("ids1", "ids2") else torch.float32 for name in golden}
+golden = {name: tensor.to(kinds[name]).contiguous() for name, tensor in golden.items()}
 save_file(golden, here / "nets.safetensors")
 print(sum(tensor.nbytes for tensor in golden.values()), "bytes")

@@ -1,5 +1,8 @@
-//! What no single file of this folder can promise: equality with diffusers and transformers.
+//! What no single file of this folder can promise: equality with the references, and weights from wherever they lie.
 
+mod files;
+mod nets;
+mod pipelines;
 mod schedulers;
 mod tokens;
 

@@ -25,6 +25,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage
 use crate::Pool;
 pub use crate::attend::Shape as MemoryShape;
 pub use crate::attention::Places;
+use crate::fresh::zeros as output;
 pub use crate::linear::Part;
 pub use crate::rope::RopeTable;
 pub use crate::sample::{Ask, NotANumber};
@@ -123,11 +124,6 @@ impl InplaceOp1 for Sampling<'_> {
         crate::sample::sample(logits, self.vocabulary, self.asks, &mut self.chosen.borrow_mut(), self.pool);
         Ok(())
     }
-}
-
-/// Room for a result, which the kernel fills.
-fn output(len: usize) -> Vec<f32> {
-    vec![0.0; len]
 }
 
 /// A CPU tensor of f32 whose rows (all dimensions but the first) are contiguous, `stride` values apart.

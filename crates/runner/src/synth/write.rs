@@ -146,30 +146,32 @@ impl Synth {
     }
 
     pub(super) fn shards(&self, most_bytes: u64) -> Vec<Shard> {
-        let mut files: Vec<(&str, Vec<(Vec<usize>, u64)>)> = Vec::new();
-        for (at, tensor) in self.plan.tensors.iter().enumerate() {
-            let (size, (file, _)) = (self.size(tensor), split(&tensor.name));
-            if files.last().is_none_or(|(last, _)| *last != file) {
-                files.push((file, Vec::new()));
-            }
-            let Some((_, groups)) = files.last_mut() else { continue };
-            match groups.last_mut() {
-                Some((tensors, bytes)) if *bytes + size <= most_bytes => {
-                    tensors.push(at);
-                    *bytes += size;
-                }
-                _ => groups.push((vec![at], size)),
-            }
-        }
+        let plan = &self.plan.tensors;
+        let all: Vec<usize> = (0..plan.len()).collect();
+        let files = all.chunk_by(|&a, &b| split(&plan[a].name).0 == split(&plan[b].name).0);
         let name = |file: &str, number: usize, count: usize| match count {
             1 => format!("{file}.safetensors"),
             _ => format!("{file}-{:05}-of-{count:05}.safetensors", number + 1),
         };
-        let shards = files.iter().flat_map(|(file, groups)| {
-            let numbered = groups.iter().enumerate();
-            numbered.map(|(number, (tensors, _))| self.shard(file, name(file, number, groups.len()), tensors))
-        });
-        shards.collect()
+        let mut shards = Vec::new();
+        for tensors in files {
+            let mut groups: Vec<(Vec<usize>, u64)> = Vec::new();
+            for &at in tensors {
+                let size = self.size(&plan[at]);
+                match groups.last_mut() {
+                    Some((tensors, bytes)) if *bytes + size <= most_bytes => {
+                        tensors.push(at);
+                        *bytes += size;
+                    }
+                    _ => groups.push((vec![at], size)),
+                }
+            }
+            let (file, _) = split(&plan[tensors[0]].name);
+            for (number, (tensors, _)) in groups.iter().enumerate() {
+                shards.push(self.shard(file, name(file, number, groups.len()), tensors));
+            }
+        }
+        shards
     }
 
     /// The format's header is its length (8 bytes, little-endian) and JSON, filled up with blanks to 8 bytes.
@@ -188,7 +190,10 @@ impl Synth {
             let tensor = &self.plan.tensors[at];
             let (offset, bytes) = (end, self.size(tensor));
             end += bytes;
-            entries.insert(split(&tensor.name).1, json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape}));
+            entries.insert(
+                split(&tensor.name).1,
+                json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape}),
+            );
             placed.push(Placed { tensor: at, offset, bytes });
         }
         let mut text = serde_json::to_vec(&entries).expect("texts and numbers always serialise");
