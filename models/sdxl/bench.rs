@@ -7,7 +7,7 @@ use prediction::{LoadSpec, PredictError};
 
 use super::generate::{Plan, Refine};
 use super::noise::Seeded;
-use super::pipeline::Pipeline;
+use super::pipeline::{Pipeline, call_operations};
 use crate::{BenchShape, PaintResult, StepTimes, Told};
 
 /// Paints one image of each shape by K_EULER, and a small one of one step before, unmeasured.
@@ -24,7 +24,7 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
         paint(&mut pipeline, shape.side, 1)?;
         let times = paint(&mut pipeline, shape.side, shape.steps)?;
         let steps_s = times.steps.total_s().max(f64::MIN_POSITIVE);
-        let step = pipeline.files.call(2, shape.side, shape.side).operations;
+        let step = call_operations(pipeline.generator()?, 2, shape.side, shape.side);
         told(Told::Painted(PaintResult {
             load_s,
             prompt_s: times.prompt_s,

@@ -9,7 +9,7 @@ use schema::Uri;
 
 use super::generate::Nets;
 use super::lora::Lora;
-use super::weights::{Adapter, Component, Load, Opened};
+use super::weights::{Component, Load, Opened};
 
 /// What a LoRA may change.
 const COMPONENTS: [Component; 3] = [Component::Unet, Component::Text1, Component::Text2];
@@ -31,11 +31,7 @@ impl Change {
         let lora = Lora::open(&path).map_err(|error| refuse(error.text().to_owned()))?;
         let merging = lora.merging(scale, opened.unet_config());
         for component in COMPONENTS.into_iter().filter(|component| lora.changes(*component)) {
-            let weights = opened.weights(component);
-            if !weights.is_empty() && !weights.iter().any(|name| merging.touches(component, name)) {
-                let folder = component.folder();
-                return Err(refuse(format!("it changes nothing that this {folder} has: for another architecture")));
-            }
+            merging.fits(component, &opened.tensors(component)?).map_err(|error| refuse(error.text().to_owned()))?;
         }
         let bytes = std::fs::read(&path).map_err(|error| refuse(error.to_string()))?;
         let mut hasher = DefaultHasher::new();

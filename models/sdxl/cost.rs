@@ -1,21 +1,12 @@
-//! How much work an image is, counted from the networks' shapes alone: operations (two a multiply-add) of one call of a UNet
-//! and of one decoding, and the memory that the largest of either takes beside the weights. Refuses to know devices.
+//! What an image takes, counted from the networks' shapes alone: the memory of one call of a UNet and of one decoding beside
+//! the weights, and a decoding's operations (two a multiply-add; a UNet counts its own). Refuses to know devices.
 
 use super::config::{UnetConfig, VaeConfig};
 
-/// Of every prompt.
-const TEXT_TOKENS: usize = 77;
 /// Feed-forward layers of a transformer are so many times as wide as it, and gated.
 const INNER: usize = 4;
 /// Everything between layers is f32.
 const VALUE_BYTES: usize = 4;
-
-/// Operations and the most bytes at once.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Cost {
-    pub operations: f64,
-    pub bytes: u64,
-}
 
 #[derive(Default)]
 struct Sum {
@@ -27,7 +18,7 @@ struct Sum {
 }
 
 impl Sum {
-    /// A convolution of 3 x 3, or of one pixel.
+    /// Of `side` x `side` pixels each.
     fn conv(&mut self, pixels: usize, inputs: usize, out: usize, side: usize) {
         self.operations += 2.0 * (side * side) as f64 * pixels as f64 * inputs as f64 * out as f64;
         // Beside what it reads and makes stands what is added to it at the end.
@@ -42,101 +33,93 @@ impl Sum {
         }
     }
 
+    /// One head over all pixels.
     fn attention(&mut self, pixels: usize, width: usize) {
         self.operations += 8.0 * pixels as f64 * (width * width) as f64 + 4.0 * (pixels * pixels) as f64 * width as f64;
         self.largest = self.largest.max(pixels * 6 * width);
     }
 
-    fn transformer(&mut self, images: usize, pixels: usize, width: usize, depth: usize) {
-        if depth == 0 {
-            return;
+    fn transformer(&mut self, pixels: usize, width: usize, depth: usize) {
+        if depth > 0 {
+            self.largest = self.largest.max(pixels * width * (3 + 3 * INNER));
         }
-        let (all, width_f) = ((images * pixels) as f64, width as f64);
-        let projections = 4.0 * all * width_f * width_f;
-        let of_itself = 8.0 * all * width_f * width_f + 4.0 * all * pixels as f64 * width_f;
-        let of_text = 4.0 * all * width_f * width_f + 4.0 * all * TEXT_TOKENS as f64 * width_f;
-        let inner = 6.0 * INNER as f64 * all * width_f * width_f;
-        self.operations += projections + depth as f64 * (of_itself + of_text + inner);
-        self.largest = self.largest.max(images * pixels * width * (3 + 3 * INNER));
     }
 
-    fn cost(&self) -> Cost {
-        Cost { operations: self.operations, bytes: ((self.largest + self.kept) * VALUE_BYTES) as u64 }
+    fn bytes(&self) -> u64 {
+        ((self.largest + self.kept) * VALUE_BYTES) as u64
     }
 }
 
-/// One call of a UNet for so many images of `height` x `width` latent pixels.
-pub fn unet(config: &UnetConfig, images: usize, height: usize, width: usize) -> Cost {
+/// Bytes at most while a UNet is called for so many images of `height` x `width` latent pixels.
+pub fn call_bytes(config: &UnetConfig, images: usize, height: usize, width: usize) -> u64 {
     let mut sum = Sum::default();
-    let pixels = |level: usize| height.div_ceil(1 << level) * width.div_ceil(1 << level);
-    let first = config.levels[0].channels;
-    sum.conv(images * pixels(0), config.in_channels, first, 3);
-    let (mut channels, mut waiting) = (first, vec![first]);
-    sum.kept += images * pixels(0) * first;
+    let pixels = |level: usize| images * height.div_ceil(1 << level) * width.div_ceil(1 << level);
+    let mut channels = config.levels[0].channels;
+    let mut waiting = vec![channels];
+    sum.kept += pixels(0) * channels;
     let last = config.levels.len() - 1;
     for (number, level) in config.levels.iter().enumerate() {
-        let here = pixels(number);
         for _ in 0..level.resnets {
-            sum.resnet(images * here, channels, level.channels);
-            sum.transformer(images, here, level.channels, level.depth);
+            sum.resnet(pixels(number), channels, level.channels);
+            sum.transformer(pixels(number), level.channels, level.depth);
             channels = level.channels;
             waiting.push(channels);
-            sum.kept += images * here * channels;
+            sum.kept += pixels(number) * channels;
         }
         if number < last {
-            sum.conv(images * pixels(number + 1), channels, channels, 3);
             waiting.push(channels);
-            sum.kept += images * pixels(number + 1) * channels;
+            sum.kept += pixels(number + 1) * channels;
         }
     }
-    sum.resnet(images * pixels(last), channels, channels);
-    sum.transformer(images, pixels(last), channels, config.mid_depth);
-    sum.resnet(images * pixels(last), channels, channels);
+    sum.transformer(pixels(last), channels, config.mid_depth);
     for (number, level) in config.levels.iter().enumerate().rev() {
-        let here = pixels(number);
         for _ in 0..=level.resnets {
             let beside = waiting.pop().unwrap_or_default();
-            sum.resnet(images * here, channels + beside, level.channels);
-            sum.transformer(images, here, level.channels, level.depth);
+            sum.resnet(pixels(number), channels + beside, level.channels);
+            sum.transformer(pixels(number), level.channels, level.depth);
             channels = level.channels;
         }
         if number > 0 {
-            sum.conv(images * pixels(number - 1), channels, channels, 3);
+            sum.conv(pixels(number - 1), channels, channels, 3);
         }
     }
-    sum.conv(images * pixels(0), first, config.out_channels, 3);
-    sum.cost()
+    sum.bytes()
 }
 
-/// Decoding one image of `height` x `width` latent pixels. Its memory is that of a tile, where it is larger than one.
-pub fn decode(config: &VaeConfig, height: usize, width: usize) -> Cost {
-    let count = |height: usize, width: usize| {
-        let mut sum = Sum::default();
-        let coarsest = config.levels[config.levels.len() - 1];
-        let mut pixels = height * width;
-        sum.conv(pixels, config.latent_channels, coarsest, 3);
-        sum.resnet(pixels, coarsest, coarsest);
-        if config.mid_attention {
-            sum.attention(pixels, coarsest);
+fn decoding(config: &VaeConfig, height: usize, width: usize) -> Sum {
+    let mut sum = Sum::default();
+    let coarsest = config.levels[config.levels.len() - 1];
+    let mut pixels = height * width;
+    sum.conv(pixels, config.latent_channels, coarsest, 3);
+    sum.resnet(pixels, coarsest, coarsest);
+    if config.mid_attention {
+        sum.attention(pixels, coarsest);
+    }
+    sum.resnet(pixels, coarsest, coarsest);
+    let mut channels = coarsest;
+    for (number, level) in config.levels.iter().enumerate().rev() {
+        for _ in 0..=config.resnets {
+            sum.resnet(pixels, channels, *level);
+            channels = *level;
         }
-        sum.resnet(pixels, coarsest, coarsest);
-        let mut channels = coarsest;
-        for (number, level) in config.levels.iter().enumerate().rev() {
-            for _ in 0..=config.resnets {
-                sum.resnet(pixels, channels, *level);
-                channels = *level;
-            }
-            if number > 0 {
-                pixels *= 4;
-                sum.conv(pixels, channels, channels, 3);
-            }
+        if number > 0 {
+            pixels *= 4;
+            sum.conv(pixels, channels, channels, 3);
         }
-        sum.conv(pixels, channels, config.channels, 3);
-        sum.cost()
-    };
-    let tile = config.sample_size / config.factor();
-    let bytes = count(height.min(tile.max(1)), width.min(tile.max(1))).bytes;
-    Cost { bytes, ..count(height, width) }
+    }
+    sum.conv(pixels, channels, config.channels, 3);
+    sum
+}
+
+/// Operations of decoding one image of `height` x `width` latent pixels.
+pub fn decode_operations(config: &VaeConfig, height: usize, width: usize) -> f64 {
+    decoding(config, height, width).operations
+}
+
+/// Bytes at most meanwhile: those of a tile, where the image is larger than one.
+pub fn decode_bytes(config: &VaeConfig, height: usize, width: usize) -> u64 {
+    let tile = (config.sample_size / config.factor()).max(1);
+    decoding(config, height.min(tile), width.min(tile)).bytes()
 }
 
 #[cfg(test)]
@@ -145,9 +128,10 @@ mod tests {
 
     use super::*;
 
-    /// The UNet of SDXL 1.0, as its config.json has it.
-    fn base() -> UnetConfig {
-        let json = json!({
+    #[test]
+    fn a_larger_image_takes_more_memory_and_a_decoding_no_more_than_a_tile() {
+        // The shapes of SDXL 1.0, as its files have them.
+        let unet = json!({
             "in_channels": 4, "out_channels": 4, "sample_size": 128, "block_out_channels": [320, 640, 1280],
             "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10], "attention_head_dim": [5, 10, 20],
             "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -155,24 +139,21 @@ mod tests {
             "cross_attention_dim": 2048, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": 2816, "use_linear_projection": true, "norm_num_groups": 32,
         });
-        UnetConfig::read("config.json", &json).unwrap()
-    }
-
-    #[test]
-    fn the_true_unet_is_as_much_work_as_is_published() {
-        // 5.98 tera multiply-adds for two images of 1,024 x 1,024, by counters of floating point operations.
-        let cost = unet(&base(), 2, 128, 128);
-        let tera = cost.operations / 1e12;
-        assert!((11.0..13.0).contains(&tera), "{tera}");
-        let half = unet(&base(), 1, 128, 128).operations;
-        assert!((cost.operations / half - 2.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_larger_image_takes_more_work_and_more_memory() {
-        let [small, large] = [64, 128].map(|side| unet(&base(), 2, side, side));
-        assert!(large.operations > 4.0 * small.operations && large.bytes == 4 * small.bytes, "{small:?} {large:?}");
+        let unet = UnetConfig::read("config.json", &unet).unwrap();
+        let [small, large] = [64, 128].map(|side| call_bytes(&unet, 2, side, side));
+        assert_eq!(large, 4 * small);
         // Skips and the widest layer of the finest level, f32.
-        assert!((500 << 20..3 << 30).contains(&large.bytes), "{}", large.bytes);
+        assert!((300 << 20..3 << 30).contains(&large), "{large}");
+        let vae = json!({
+            "in_channels": 3, "out_channels": 3, "latent_channels": 4, "block_out_channels": [128, 256, 512, 512],
+            "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 0.13025,
+            "force_upcast": true, "act_fn": "silu",
+            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D", "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"],
+        });
+        let vae = VaeConfig::read("config.json", &vae).unwrap();
+        assert_eq!(decode_bytes(&vae, 256, 256), decode_bytes(&vae, 128, 128));
+        assert!((1 << 30..5 << 30).contains(&decode_bytes(&vae, 128, 128)), "{}", decode_bytes(&vae, 128, 128));
+        assert!(decode_operations(&vae, 128, 128) > 2e12, "{}", decode_operations(&vae, 128, 128));
     }
 }

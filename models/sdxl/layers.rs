@@ -8,9 +8,6 @@ use prediction::PredictError;
 
 use super::weights::Reader;
 
-/// What attention on the CPU takes at once.
-const HEAD_MULTIPLE: usize = 16;
-
 /// Gain and offset of `[features]` or `[channels]`.
 pub struct Norm {
     pub weight: Tensor,
@@ -91,6 +88,12 @@ impl Resnet {
         }
     }
 
+    /// Multiplications and additions for an image of so many pixels, its time aside.
+    pub fn operations(&self, pixels: u64) -> u64 {
+        let shortcut = self.shortcut.as_ref().map_or(0, |dense| operations(dense, pixels));
+        conv_operations(&self.conv1, pixels) + conv_operations(&self.conv2, pixels) + shortcut
+    }
+
     pub fn bytes(&self) -> u64 {
         self.conv1.bytes() + self.conv2.bytes() + self.shortcut.as_ref().map_or(0, Dense::bytes)
     }
@@ -104,9 +107,8 @@ pub fn same(in_: usize, out: usize) -> ConvShape {
 /// The memory of `positions` for `heads` that share `width` features.
 pub fn heads(positions: usize, width: usize, heads: usize) -> std::result::Result<MemoryShape, PredictError> {
     let dim = width / heads;
-    if dim * heads != width || !dim.is_multiple_of(HEAD_MULTIPLE) {
-        let why = format!("{heads} heads share {width} features; heads of a multiple of {HEAD_MULTIPLE} are run");
-        return Err(PredictError::Operator(why));
+    if dim * heads != width {
+        return Err(PredictError::Operator(format!("{heads} heads do not share {width} features evenly")));
     }
     Ok(MemoryShape { positions, heads, dim })
 }
@@ -114,4 +116,20 @@ pub fn heads(positions: usize, width: usize, heads: usize) -> std::result::Resul
 /// What scores are multiplied by.
 pub fn scale(shape: MemoryShape) -> f32 {
     1.0 / (shape.dim as f32).sqrt()
+}
+
+/// Multiplications and additions of a dense layer over so many rows.
+pub fn operations(dense: &Dense, rows: u64) -> u64 {
+    2 * rows * (dense.linear().in_features() * dense.linear().out_features()) as u64
+}
+
+/// Multiplications and additions of a convolution for so many pixels of its result.
+pub fn conv_operations(conv: &Conv2d, pixels: u64) -> u64 {
+    let ConvShape { in_, out, kernel, .. } = conv.shape();
+    2 * pixels * (in_ * out * kernel * kernel) as u64
+}
+
+/// Multiplications and additions of rows that each look at `seen` positions, `width` features in all heads.
+pub fn attention_operations(rows: u64, seen: u64, width: usize) -> u64 {
+    4 * rows * seen * width as u64
 }

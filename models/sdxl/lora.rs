@@ -2,37 +2,34 @@
 //! kohya's scripts, diffusers, peft and cog-sdxl's trainer write them.
 //!
 //! They are added to the weights while a net is loaded: `weight + scale * alpha / rank * up x down`. That costs no memory
-//! and no time per step, and another LoRA is another load of the net. Refuses what fits no weight, with the module's name
-//! and both shapes: a LoRA for another architecture.
+//! and no time per step, and another LoRA is another load of the net. Refuses what fits no weight, with the module's name:
+//! a LoRA for another architecture.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
 use prediction::PredictError;
-use runner::safetensors::SafeTensors;
+use runner::SafeTensors;
 
-/// The nets that a LoRA may change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    Unet,
-    TextEncoder,
-    TextEncoder2,
-}
+use super::config::UnetConfig;
+use super::original;
+use super::weights::{Adapter, Component};
 
 /// How a file's names say which net a module belongs to; the longest that fits counts. cog-sdxl's trainer writes none.
-const PREFIXES: [(&str, Part); 11] = [
-    ("lora_unet_", Part::Unet),
-    ("unet.", Part::Unet),
-    ("base_model.model.unet.", Part::Unet),
-    ("diffusion_model.", Part::Unet),
-    ("", Part::Unet),
-    ("lora_te1_", Part::TextEncoder),
-    ("lora_te_", Part::TextEncoder),
-    ("text_encoder.", Part::TextEncoder),
-    ("te1.", Part::TextEncoder),
-    ("lora_te2_", Part::TextEncoder2),
-    ("text_encoder_2.", Part::TextEncoder2),
+const PREFIXES: [(&str, Component); 11] = [
+    ("lora_unet_", Component::Unet),
+    ("unet.", Component::Unet),
+    ("base_model.model.unet.", Component::Unet),
+    ("diffusion_model.", Component::Unet),
+    ("", Component::Unet),
+    ("lora_te1_", Component::Text1),
+    ("lora_te_", Component::Text1),
+    ("text_encoder.", Component::Text1),
+    ("te1.", Component::Text1),
+    ("lora_te2_", Component::Text2),
+    ("text_encoder_2.", Component::Text2),
 ];
 const DOWN: [&str; 6] = [
     ".lora_down.weight",
@@ -57,7 +54,7 @@ const PROCESSOR: &str = ".processor";
 /// What a file of low-rank changes holds, by net and by module; a module's name with `_` for every `.`.
 pub struct Lora {
     file: String,
-    modules: BTreeMap<(Part, String), Module>,
+    modules: BTreeMap<(&'static str, String), Module>,
 }
 
 #[derive(Default)]
@@ -71,16 +68,14 @@ struct Module {
     alpha: Option<f64>,
 }
 
-/// The changes of one net's weights.
-#[derive(Default)]
-pub struct Deltas {
-    by_weight: BTreeMap<String, Delta>,
-}
-
-struct Delta {
-    down: Tensor,
-    up: Tensor,
+/// A LoRA on its way into the nets of a pipeline.
+pub struct Merging<'a> {
+    lora: &'a Lora,
+    /// The user's.
     scale: f64,
+    unet: &'a UnetConfig,
+    /// What has found its weight.
+    used: Mutex<BTreeSet<(&'static str, String)>>,
 }
 
 impl Lora {
@@ -110,7 +105,7 @@ impl Lora {
         let (prefix, part) = fitting.max_by_key(|(prefix, _)| prefix.len()).unwrap_or(&PREFIXES[4]);
         let flat = module[prefix.len()..].replace(PROCESSOR, "").replace('.', "_");
         let values = read(tensors, name).map_err(|error| self.refuse(&error))?;
-        let entry = self.modules.entry((*part, flat)).or_default();
+        let entry = self.modules.entry((part.folder(), flat)).or_default();
         module.clone_into(&mut entry.name);
         if down.is_some() {
             entry.down = Some(values);
@@ -125,43 +120,13 @@ impl Lora {
     }
 
     /// Whether it changes this net.
-    pub fn changes(&self, part: Part) -> bool {
-        self.modules.keys().any(|(other, _)| *other == part)
+    pub fn changes(&self, component: Component) -> bool {
+        self.modules.keys().any(|(other, _)| *other == component.folder())
     }
 
-    /// The changes of one net, whose weights have these names and shapes; the names as diffusers has them or as the original
-    /// checkpoint has, with the one that the net is loaded by. `scale` is the user's.
-    pub fn fit<'a>(
-        &self,
-        part: Part,
-        weights: impl Iterator<Item = (&'a str, &'a [usize])>,
-        aliases: &dyn Fn(&str) -> Option<String>,
-        scale: f64,
-    ) -> Result<Deltas, PredictError> {
-        let mut known: BTreeMap<String, (&str, &[usize])> = BTreeMap::new();
-        for (name, shape) in weights {
-            let names = [Some(name.to_owned()), aliases(name)];
-            for module in names.iter().flatten().filter_map(|name| name.strip_suffix(".weight")) {
-                let flat = module.replace('.', "_");
-                // An output projection is the first of a list that diffusers' processors do not name.
-                if let Some(first) = flat.strip_suffix("to_out_0") {
-                    known.insert(format!("{first}to_out"), (name, shape));
-                }
-                known.insert(flat, (name, shape));
-            }
-        }
-        let mut deltas = Deltas::default();
-        for ((_, flat), module) in self.modules.iter().filter(|((other, _), _)| *other == part) {
-            let Some((weight, shape)) = known.get(flat) else {
-                return Err(self.refuse(&format_args!(
-                    "{} changes nothing that this model has; it is for another architecture",
-                    module.name
-                )));
-            };
-            let delta = module.fit(shape, scale).map_err(|why| self.refuse(&why))?;
-            deltas.by_weight.insert((*weight).to_owned(), delta);
-        }
-        Ok(deltas)
+    /// For the nets of a pipeline with this UNet.
+    pub fn merging<'a>(&'a self, scale: f64, unet: &'a UnetConfig) -> Merging<'a> {
+        Merging { lora: self, scale, unet, used: Mutex::default() }
     }
 
     fn refuse(&self, why: &dyn std::fmt::Display) -> PredictError {
@@ -170,7 +135,8 @@ impl Lora {
 }
 
 impl Module {
-    fn fit(&self, weight: &[usize], scale: f64) -> Result<Delta, String> {
+    /// Up, down and rank for a weight of this shape; why it fits none.
+    fn fit(&self, weight: &[usize]) -> Result<(&Tensor, &Tensor, usize), String> {
         let (Some(down), Some(up)) = (&self.down, &self.up) else {
             return Err(format!("{} has only one of its two matrices", self.name));
         };
@@ -181,30 +147,83 @@ impl Module {
             && weight.first() == Some(&out)
             && per_row(weight) == per_row(down.dims());
         if !fits {
+            let (name, up, down) = (&self.name, up.dims(), down.dims());
             return Err(format!(
-                "{} is {:?} times {:?}, and the weight it is for is {weight:?}; it is for another architecture",
-                self.name,
-                up.dims(),
-                down.dims()
+                "{name} is {up:?} times {down:?} for a weight of {weight:?}: for another architecture"
             ));
         }
+        Ok((up, down, rank))
+    }
+
+    /// What it adds to a weight of this shape, row-major.
+    fn change(&self, weight: &[usize], scale: f64) -> Result<Vec<f32>, String> {
+        let (up, down, rank) = self.fit(weight)?;
         let scale = scale * self.alpha.map_or(1.0, |alpha| alpha / rank as f64);
-        Ok(Delta { down: down.clone(), up: up.clone(), scale })
+        let product =
+            || up.flatten_from(1)?.matmul(&down.flatten_from(1)?)?.affine(scale, 0.0)?.flatten_all()?.to_vec1();
+        product().map_err(|error: candle_core::Error| format!("{}: {error}", self.name))
     }
 }
 
-impl Deltas {
-    pub fn is_empty(&self) -> bool {
-        self.by_weight.is_empty()
+impl Merging<'_> {
+    /// Whether all of it that is for a net finds its weight, by the names and shapes of the net's tensors alone.
+    pub fn fits(&self, component: Component, tensors: &[(String, Vec<usize>)]) -> Result<(), PredictError> {
+        let mut found = BTreeSet::new();
+        for (name, shape) in tensors {
+            if let Some((key, module)) = self.find(component, name) {
+                module.fit(shape).map_err(|why| self.lora.refuse(&why))?;
+                found.insert(key);
+            }
+        }
+        self.all_in(&found, &[component])
     }
 
-    /// The weight of this name with its change, in the precision it came in; as it is where there is none.
-    pub fn merge(&self, name: &str, weight: Tensor) -> candle_core::Result<Tensor> {
-        let Some(Delta { down, up, scale }) = self.by_weight.get(name) else { return Ok(weight) };
-        let rows = |tensor: &Tensor| tensor.flatten_from(1);
-        let change = rows(up)?.matmul(&rows(down)?)?.affine(*scale, 0.0)?.reshape(weight.shape())?;
-        let change = change.to_device(weight.device())?;
-        (weight.to_dtype(DType::F32)? + change)?.to_dtype(weight.dtype())
+    /// To be asked once these nets are loaded: whether all of it that is for them has found its weight.
+    pub fn check(&self, loaded: &[Component]) -> Result<(), PredictError> {
+        self.all_in(&self.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), loaded)
+    }
+
+    fn all_in(&self, used: &BTreeSet<(&'static str, String)>, nets: &[Component]) -> Result<(), PredictError> {
+        let folders: Vec<&str> = nets.iter().map(|component| component.folder()).collect();
+        let lost = |(key, _): &(&(&'static str, String), &Module)| folders.contains(&key.0) && !used.contains(*key);
+        match self.lora.modules.iter().find(lost) {
+            Some((_, module)) => Err(self.lora.refuse(&format_args!(
+                "{} changes nothing that this model has: for another architecture",
+                module.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The change of a weight that the net calls so, under whichever of its names the file has it.
+    fn find(&self, component: Component, name: &str) -> Option<((&'static str, String), &Module)> {
+        let original = match component {
+            Component::Unet => original::unet(name, self.unet).map(|(name, _)| name),
+            _ => None,
+        };
+        [Some(name), original.as_deref()].into_iter().flatten().find_map(|name| {
+            let flat = name.strip_suffix(".weight")?.replace('.', "_");
+            // An output projection is the first of a list, which old names of diffusers' leave out.
+            let short = flat.strip_suffix("to_out_0").map(|before| format!("{before}to_out"));
+            [Some(flat), short].into_iter().flatten().find_map(|flat| {
+                let key = (component.folder(), flat);
+                self.lora.modules.get(&key).map(|module| (key, module))
+            })
+        })
+    }
+}
+
+impl Adapter for Merging<'_> {
+    fn touches(&self, component: Component, name: &str) -> bool {
+        self.find(component, name).is_some()
+    }
+
+    fn add(&self, component: Component, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), PredictError> {
+        let Some((key, module)) = self.find(component, name) else { return Ok(()) };
+        let change = module.change(shape, self.scale).map_err(|why| self.lora.refuse(&why))?;
+        values.iter_mut().zip(change).for_each(|(value, change)| *value += change);
+        self.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(key);
+        Ok(())
     }
 }
 

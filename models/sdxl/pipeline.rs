@@ -11,13 +11,15 @@ use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, PredictE
 use runner::weights::{self, Lock, Progress};
 
 use super::change::Change;
-use super::cost::{self, Cost};
+use super::cost;
 use super::generate::{Generator, Nets};
 use super::input::{Asked, MAX_SIDE};
 use super::running::{Now, Running};
 use super::weights::{Component, Load, Opened};
 
 const MAX_THREADS: usize = 1024;
+/// Of every prompt.
+const TEXT_TOKENS: usize = 77;
 /// The share of the processor's multiply-adds that is reckoned with before anything was measured.
 const USUAL_SHARE: f64 = 0.45;
 
@@ -141,14 +143,14 @@ impl Loaded for Pipeline {
 
     fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError> {
         let Some(running) = &mut self.running else { return Ok(()) };
-        if running.start(self.speed, &self.files, emit) {
+        if running.start(self.speed, self.generator.as_ref(), &self.files, emit) {
             return Ok(());
         }
         let generator = self.generator();
         let mut result = generator.map(drop);
         let (running, speed) = (&mut self.running, &mut self.speed);
         if let (Ok(()), Some(generator), Some(running)) = (&result, &self.generator, running.as_mut()) {
-            match running.step(generator, &self.files, speed, emit) {
+            match running.step(generator, speed, emit) {
                 Ok(Now::GoesOn) => return Ok(()),
                 Ok(Now::Ended) => {}
                 Err(error) => result = Err(error),
@@ -243,20 +245,21 @@ impl Files {
     fn scratch(&self) -> u64 {
         let side = MAX_SIDE / self.base.vae_config().factor();
         let nets = [Some(&self.base), self.refiner.as_ref()].into_iter().flatten();
-        let calls = nets.map(|opened| cost::unet(opened.unet_config(), 2, side, side).bytes);
-        calls.chain([self.decoding(MAX_SIDE, MAX_SIDE).bytes]).max().unwrap_or_default()
+        let calls = nets.map(|opened| cost::call_bytes(opened.unet_config(), 2, side, side));
+        calls.chain([cost::decode_bytes(self.base.vae_config(), side, side)]).max().unwrap_or_default()
     }
 
-    /// One call with guidance, or without; pixels.
-    pub fn call(&self, images: usize, width: usize, height: usize) -> Cost {
-        let factor = self.base.vae_config().factor();
-        cost::unet(self.base.unet_config(), images, height / factor, width / factor)
-    }
-
-    pub fn decoding(&self, width: usize, height: usize) -> Cost {
+    /// Of decoding an image of so many pixels.
+    pub fn decode_operations(&self, width: usize, height: usize) -> f64 {
         let config = self.base.vae_config();
-        cost::decode(config, height / config.factor(), width / config.factor())
+        cost::decode_operations(config, height / config.factor(), width / config.factor())
     }
+}
+
+/// Of one call of the base for so many images of so many pixels.
+pub fn call_operations(generator: &Generator, images: usize, width: usize, height: usize) -> f64 {
+    let factor = generator.vae.config().factor();
+    images as f64 * generator.base.unet.operations(height / factor, width / factor, TEXT_TOKENS) as f64
 }
 
 /// More at once would only take turns, and each would take the memory of an image.

@@ -12,7 +12,7 @@ use super::generate::{Drawing, Generator, Plan, Prepared, Refine as Refining, Sc
 use super::image::{Picture, Read};
 use super::input::{Asked, Format, Refine};
 use super::noise::Seeded;
-use super::pipeline::Files;
+use super::pipeline::{Files, call_operations};
 use super::scheduler::Config;
 
 /// Cells of a progress bar.
@@ -121,15 +121,21 @@ impl Running {
 
     /// Says that it begins, what is special about it, and on the CPU how long it will take; true the first time. Whoever
     /// polls has this before the first long step.
-    pub fn start(&mut self, speed: Option<f64>, files: &Files, emit: &mut dyn FnMut(&Id, Event)) -> bool {
+    pub fn start(
+        &mut self,
+        speed: Option<f64>,
+        generator: Option<&Generator>,
+        files: &Files,
+        emit: &mut dyn FnMut(&Id, Event),
+    ) -> bool {
         if !matches!(self.phase, Phase::Admitted) {
             return false;
         }
         self.phase = Phase::Started;
         self.started = Some(Instant::now());
         let mut text = std::mem::take(&mut self.notes);
-        if let Some(speed) = speed {
-            let seconds = self.operations(files) / speed;
+        if let Some((speed, generator)) = speed.zip(generator) {
+            let seconds = self.operations(generator, files) / speed;
             let (steps, outputs) = (self.calls, self.asked.outputs);
             let images = if outputs == 1 { String::new() } else { format!(" for each of {outputs} images") };
             text += &format!(
@@ -146,21 +152,21 @@ impl Running {
     }
 
     /// Of all that is left.
-    fn operations(&self, files: &Files) -> f64 {
-        let Plan { width, height, .. } = self.plan;
-        let call = files.call(self.images_of_a_call(), width, height).operations;
-        self.asked.outputs as f64 * (self.calls as f64 * call + files.decoding(width, height).operations)
+    fn operations(&self, generator: &Generator, files: &Files) -> f64 {
+        let decoding = files.decode_operations(self.plan.width, self.plan.height);
+        self.asked.outputs as f64 * (self.calls as f64 * self.call(generator) + decoding)
     }
 
-    fn images_of_a_call(&self) -> usize {
-        if self.asked.guidance > 1.0 { 2 } else { 1 }
+    /// Operations of one call.
+    fn call(&self, generator: &Generator) -> f64 {
+        let images = if self.asked.guidance > 1.0 { 2 } else { 1 };
+        call_operations(generator, images, self.plan.width, self.plan.height)
     }
 
     /// One unit of work: reads the prompt, calls a net, or decodes an image.
     pub fn step(
         &mut self,
         generator: &Generator,
-        files: &Files,
         speed: &mut Option<f64>,
         emit: &mut dyn FnMut(&Id, Event),
     ) -> Result<Now, PredictError> {
@@ -185,8 +191,7 @@ impl Running {
                 let called = generator.step(&prepared, &mut drawing)?;
                 if called {
                     if let Some(speed) = speed {
-                        let call = files.call(self.images_of_a_call(), self.plan.width, self.plan.height);
-                        *speed = call.operations / began.elapsed().as_secs_f64();
+                        *speed = self.call(generator) / began.elapsed().as_secs_f64();
                     }
                     let calls = self.done.len() * self.calls + drawing.calls();
                     self.tell(calls, emit);

@@ -75,6 +75,11 @@ fn plan(sizes: &Sizes, dtype: &str) -> Plan {
         files.extend(tokenizer(FIRST_TOKENIZER, "<|endoftext|>"));
     }
     files.extend(tokenizer(SECOND_TOKENIZER, "!"));
+    Plan { files, tensors: tensors(sizes) }
+}
+
+/// The tensors of a pipeline of these sizes, under the names that a diffusers folder has.
+pub(super) fn tensors(sizes: &Sizes) -> Vec<Tensor> {
     let mut tensors = Vec::new();
     for (text, prefix) in sizes.texts.iter().zip(TEXTS) {
         if let Some(text) = text {
@@ -83,7 +88,7 @@ fn plan(sizes: &Sizes, dtype: &str) -> Plan {
     }
     unet(&mut Names { all: &mut tensors, prefix: UNET.into() }, sizes);
     vae(&mut Names { all: &mut tensors, prefix: VAE.into() }, sizes);
-    Plan { files, tensors }
+    tensors
 }
 
 /// Adds tensors under a prefix.

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
 
 use flate2::read::GzDecoder;
 use prediction::PredictError;
@@ -90,18 +89,10 @@ impl Special {
 }
 
 impl Tokenizer {
-    /// A folder `tokenizer` or `tokenizer_2` as transformers writes it.
-    pub fn read(folder: &Path) -> Result<Self, PredictError> {
-        let of_file = |name: &str| {
-            let file = folder.join(name);
-            match std::fs::read_to_string(&file) {
-                Ok(text) => Ok(Some(text)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(wrong(&file, &error)),
-            }
-        };
-        let settings = |name: &str| match of_file(name)? {
-            Some(text) => serde_json::from_str::<Settings>(&text).map_err(|error| wrong(&folder.join(name), &error)),
+    /// From the files of a folder `tokenizer` or `tokenizer_2` as transformers writes it; none for one that is not there.
+    pub fn read(file: &dyn Fn(&str) -> Result<Option<Vec<u8>>, PredictError>) -> Result<Self, PredictError> {
+        let settings = |name: &str| match file(name)? {
+            Some(text) => serde_json::from_slice::<Settings>(&text).map_err(|error| wrong(name, &error)),
             None => Ok(Settings::default()),
         };
         let mut own = settings("tokenizer_config.json")?;
@@ -112,20 +103,20 @@ impl Tokenizer {
         own.pad_token = own.pad_token.or(map.pad_token);
         if let Some(length) = own.model_max_length.filter(|length| *length != LENGTH as f64) {
             let why = format!("model_max_length is {length}; {LENGTH} is what CLIP reads");
-            return Err(wrong(&folder.join("tokenizer_config.json"), &why));
+            return Err(wrong("tokenizer_config.json", &why));
         }
-        if let Some(text) = of_file("tokenizer.json")? {
-            let inner = tokenizers::Tokenizer::from_bytes(&text);
-            return Self::with(inner.map_err(|error| wrong(&folder.join("tokenizer.json"), &error))?, &own)
-                .map_err(|why| wrong(folder, &why));
+        if let Some(text) = file("tokenizer.json")? {
+            let inner = tokenizers::Tokenizer::from_bytes(&text).map_err(|error| wrong("tokenizer.json", &error))?;
+            return Self::with(inner, &own).map_err(|why| wrong("tokenizer.json", &why));
         }
-        let (Some(vocabulary), Some(merges)) = (of_file("vocab.json")?, of_file("merges.txt")?) else {
-            return Err(wrong(folder, &"has neither vocab.json with merges.txt nor tokenizer.json"));
+        let (Some(vocabulary), Some(merges)) = (file("vocab.json")?, file("merges.txt")?) else {
+            let why = "there is neither vocab.json with merges.txt nor tokenizer.json";
+            return Err(PredictError::Operator(why.into()));
         };
-        let vocabulary =
-            serde_json::from_str(&vocabulary).map_err(|error| wrong(&folder.join("vocab.json"), &error))?;
+        let vocabulary = serde_json::from_slice(&vocabulary).map_err(|error| wrong("vocab.json", &error))?;
+        let merges = String::from_utf8(merges).map_err(|error| wrong("merges.txt", &error))?;
         let merges = merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty());
-        Self::build(vocabulary, merges, &own).map_err(|why| wrong(folder, &why))
+        Self::build(vocabulary, merges, &own).map_err(|why| wrong("vocab.json", &why))
     }
 
     /// From OpenAI's `bpe_simple_vocab_16e6.txt.gz`: for checkpoints of one file, which have no tokenizer. `pad` is the token
@@ -242,6 +233,6 @@ fn failed(error: tokenizers::Error) -> PredictError {
     PredictError::Operator(format!("The tokenizer failed: {error}"))
 }
 
-fn wrong(path: &Path, why: &dyn std::fmt::Display) -> PredictError {
-    PredictError::Operator(format!("{}: {why}", path.display()))
+fn wrong(file: &str, why: &dyn std::fmt::Display) -> PredictError {
+    PredictError::Operator(format!("{file}: {why}"))
 }

@@ -256,6 +256,38 @@ impl Unet {
         self.conv_out.forward(&self.norm_out.group(&x, &self.groups, pool)?)
     }
 
+    /// Multiplications and additions of one forward for one image of `height` x `width` latent pixels under a text of
+    /// `tokens`: what the expected time and the share of the machine's peak are told from.
+    pub fn operations(&self, height: usize, width: usize, tokens: usize) -> u64 {
+        let mut sides = (height, width);
+        let pixels = |(height, width): (usize, usize)| (height * width) as u64;
+        let blocks = |blocks: &Blocks, pixels: u64| {
+            let resnets = blocks.resnets.iter().map(|(resnet, _)| resnet.operations(pixels)).sum::<u64>();
+            resnets + blocks.transformers().map(|t| t.operations(pixels, tokens as u64)).sum::<u64>()
+        };
+        let next =
+            |blocks: &Blocks, pixels: u64| blocks.next.as_ref().map_or(0, |conv| layers::conv_operations(conv, pixels));
+        let mut sum =
+            [&self.conv_in, &self.conv_out].map(|conv| layers::conv_operations(conv, pixels(sides))).iter().sum();
+        let mut left = vec![sides];
+        for level in &self.down {
+            sum += blocks(level, pixels(sides));
+            if level.next.is_some() {
+                sides = (sides.0.div_ceil(2), sides.1.div_ceil(2));
+                left.push(sides);
+            }
+            sum += next(level, pixels(sides));
+        }
+        let (before, transformer, after) = &self.middle;
+        sum += before.operations(pixels(sides)) + after.operations(pixels(sides));
+        sum += transformer.operations(pixels(sides), tokens as u64);
+        for level in &self.up {
+            let at = pixels(left.pop().unwrap_or(sides));
+            sum += blocks(level, at) + next(level, pixels(left.last().copied().unwrap_or(sides)));
+        }
+        sum
+    }
+
     /// Of its layers.
     pub fn bytes(&self) -> u64 {
         let ends = [&self.conv_in, &self.conv_out].map(Conv2d::bytes).iter().sum::<u64>();

@@ -142,8 +142,8 @@ impl Transformer {
             let q = block.q.forward(&block.norm2.layer(&y, NORM_EPS, pool)?)?;
             let seen = op::attend(&q, &sights(texts, pixels, context.tokens), scale)?;
             y = block.out2.forward_add(&seen, &y)?;
-            let both = block.up.forward(&block.norm3.layer(&y, NORM_EPS, pool)?)?;
-            y = block.down.forward_add(&op::geglu(&both, pool)?, &y)?;
+            let wide = block.up.forward_geglu(&block.norm3.layer(&y, NORM_EPS, pool)?)?;
+            y = block.down.forward_add(&wide, &y)?;
         }
         self.proj_out.forward_add(&y, &flat(x)?)?.reshape((batch, height, columns, width))
     }
@@ -151,6 +151,17 @@ impl Transformer {
     /// Layers of it.
     pub(super) fn depth(&self) -> usize {
         self.blocks.len()
+    }
+
+    /// Multiplications and additions for an image of so many pixels under a text of so many tokens, whose keys and values
+    /// are there.
+    pub(super) fn operations(&self, pixels: u64, tokens: u64) -> u64 {
+        let block = |b: &Block| {
+            let dense = [&b.qkv, &b.out1, &b.q, &b.out2, &b.up, &b.down].map(|dense| layers::operations(dense, pixels));
+            dense.iter().sum::<u64>() + layers::attention_operations(pixels, pixels + tokens, self.width)
+        };
+        let ends = layers::operations(&self.proj_in, pixels) + layers::operations(&self.proj_out, pixels);
+        ends + self.blocks.iter().map(block).sum::<u64>()
     }
 
     pub(super) fn bytes(&self) -> u64 {

@@ -325,6 +325,35 @@ impl Opened {
         }
     }
 
+    /// Diffusers' names and the shapes of a component's tensors: what an adapter has to fit.
+    pub fn tensors(&self, component: Component) -> Result<Vec<(String, Vec<usize>)>, PredictError> {
+        let own = format!("{}/{}/", component.folder(), component.stem());
+        let planned = |plan: Vec<runner::synth::Tensor>| {
+            let own = plan.into_iter().filter_map(|t| Some((t.name.strip_prefix(&own)?.to_owned(), t.shape)));
+            own.collect::<Vec<_>>()
+        };
+        Ok(match (&self.sources[component as usize], &self.beside) {
+            (None, _) => Vec::new(),
+            (Some(Source::Folder(tensors)), _) => {
+                let all = tensors.names().map(|name| {
+                    let clip = matches!(component, Component::Text1 | Component::Text2);
+                    let newer = clip && !name.starts_with("text_");
+                    let known = if newer { format!("text_model.{name}") } else { name.to_owned() };
+                    Ok((known, tensors.tensor(name)?.shape.to_vec()))
+                });
+                all.collect::<Result<_, PredictError>>()?
+            }
+            (Some(Source::Synth(synth)), _) => {
+                let all = synth.names().filter_map(|name| Some((name, name.strip_prefix(&own)?)));
+                let all = all.map(|(name, known)| Ok((known.to_owned(), synth.shape(name)?.to_vec())));
+                all.collect::<Result<_, PredictError>>()?
+            }
+            (Some(Source::Single(..)), Beside::Usual(sizes)) => planned(super::synth::tensors(sizes)),
+            // Another VAE in a single file: no adapter is for one.
+            (Some(Source::Single(..)), _) => Vec::new(),
+        })
+    }
+
     fn reader<'a>(&'a self, component: Component, load: Load<'a>) -> Result<Reader<'a>, PredictError> {
         let source = self.sources[component as usize]
             .as_ref()

@@ -18,6 +18,8 @@ per_path! {
     /// Turns a block's scores (whole lanes) into weights relative to the largest score so far, brings `softmax` up to date,
     /// and gives what older sums fade by. Scores behind the first `visible` weigh nothing.
     pub fn weigh(scores: &mut [f32], visible: usize, softmax: &mut Softmax) -> f32 {
+        let (scores, rest) = scores.split_at_mut(visible.next_multiple_of(LANES));
+        rest.fill(0.0);
         scores[visible..].fill(f32::NEG_INFINITY);
         let mut most = [f32::NEG_INFINITY; LANES];
         for scores in scores.chunks_exact(LANES) {
@@ -25,8 +27,15 @@ per_path! {
                 *most = if *score > *most { *score } else { *most };
             }
         }
+        let mut lanes = LANES;
+        while lanes > 1 {
+            lanes /= 2;
+            for i in 0..lanes {
+                most[i] = if most[i + lanes] > most[i] { most[i + lanes] } else { most[i] };
+            }
+        }
         let before = softmax.largest;
-        let largest = most.iter().fold(before, |a, b| if *b > a { *b } else { a });
+        let largest = if most[0] > before { most[0] } else { before };
         let mut sums = [0f32; LANES];
         for scores in scores.chunks_exact_mut(LANES) {
             for (sum, score) in sums.iter_mut().zip(scores) {
@@ -41,7 +50,8 @@ per_path! {
                 sums[i] += sums[i + lanes];
             }
         }
-        let faded = exp(before - largest);
+        // The exponential of 0 is 1, and most blocks bring nothing larger.
+        let faded = if before == largest { 1.0 } else { exp(before - largest) };
         *softmax = Softmax { largest, total: softmax.total.mul_add(faded, sums[0]) };
         faded
     }

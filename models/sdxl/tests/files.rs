@@ -54,6 +54,9 @@ fn a_folder_says_what_weights_made_in_place_say() {
     for component in Component::ALL {
         let (a, b) = (opened_folder.bytes(component, load()), opened("sdxl-tiny").bytes(component, load()));
         assert_eq!(a.unwrap(), b.unwrap());
+        let sorted = |opened: &Opened| BTreeMap::from_iter(opened.tensors(component).unwrap());
+        let (a, b) = (sorted(&opened_folder), sorted(&opened("sdxl-tiny")));
+        assert!(a == b && !a.is_empty());
     }
 }
 
@@ -138,6 +141,7 @@ fn a_single_file_is_the_same_networks() {
                 assert_eq!(error(a, b), 0.0);
             }
             assert_eq!(file.bytes(component, load()).unwrap(), own.bytes(component, load()).unwrap());
+            assert_eq!(file.tensors(component).unwrap().len(), own.tensors(component).unwrap().len());
         }
         assert!(file.file("scheduler/scheduler_config.json").unwrap().is_some(), "what such a file usually has");
     }

@@ -1,7 +1,8 @@
-//! What no single file of this folder can promise: equality with the reference, and weights from wherever they lie.
+//! What no single file of this folder can promise: equality with the references, and weights from wherever they lie.
 
 mod files;
 mod nets;
+mod pipelines;
 mod schedulers;
 mod tokens;
 

@@ -204,3 +204,10 @@ fn learned_tokens_stand_behind_the_vocabulary() {
     assert_eq!(error(&before(&other), &before(&plain)), 0.0, "a token sees what stands before it");
     assert!(error(&other, &plain) > 0.01);
 }
+
+/// What torch counts in the reference's forward at this size, the way of the time and the text's keys and values aside.
+#[test]
+fn the_unet_counts_its_operations_as_torch_does() {
+    let unet = opened("sdxl-tiny").unet(load()).unwrap();
+    assert_eq!(unet.operations(13, 10, 77), 210_004_992);
+}

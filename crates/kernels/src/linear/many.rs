@@ -271,6 +271,7 @@ impl Job<'_> {
                             w: slab.as_ptr(),
                             sums: sums[(row + rows.start) * PANEL + first..].as_mut_ptr(),
                             sums_stride: PANEL,
+                            fresh: false,
                         };
                         // SAFETY: `seen` names pixels of the image, which `x` covers; `sums` has every tile's rows.
                         unsafe { micro(simd, &m) };

@@ -27,6 +27,8 @@ pub struct Micro {
     pub w: *const f32,
     pub sums: *mut f32,
     pub sums_stride: usize,
+    /// The sums start at zero, whatever stands there.
+    pub fresh: bool,
 }
 
 /// # Safety
@@ -51,6 +53,9 @@ unsafe fn portable(m: &Micro) {
             let x = std::slice::from_raw_parts(m.x.add(r * m.x_stride), m.inputs);
             (x, std::slice::from_raw_parts_mut(m.sums.add(r * m.sums_stride), WIDTH))
         };
+        if m.fresh {
+            sums.fill(0.0);
+        }
         for (i, x) in x.iter().enumerate() {
             // SAFETY: as above.
             let w = unsafe { std::slice::from_raw_parts(m.w.add(i * WIDTH), WIDTH) };
@@ -92,7 +97,7 @@ unsafe fn avx2_rows<const R: usize>(m: &Micro, row: usize) {
     unsafe {
         let (x, to) = (m.x.add(row * m.x_stride), m.sums.add(row * m.sums_stride));
         let mut sums = [[_mm256_setzero_ps(); VECTORS]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
+        for (r, sums) in sums.iter_mut().enumerate().filter(|_| !m.fresh) {
             for (v, sum) in sums.iter_mut().enumerate() {
                 *sum = _mm256_loadu_ps(to.add(r * m.sums_stride + 8 * v));
             }
@@ -147,7 +152,7 @@ unsafe fn avx512_rows<const R: usize>(m: &Micro) {
     // SAFETY: the caller's promise for `R` rows.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
+        for (r, sums) in sums.iter_mut().enumerate().filter(|_| !m.fresh) {
             for (v, sum) in sums.iter_mut().enumerate() {
                 *sum = _mm512_loadu_ps(m.sums.add(r * m.sums_stride + LANES * v));
             }

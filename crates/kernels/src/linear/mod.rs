@@ -25,7 +25,7 @@ mod avx512;
 mod buffer;
 mod layout;
 mod many;
-mod micro;
+pub(crate) mod micro;
 mod portable;
 #[cfg(test)]
 mod tests;
