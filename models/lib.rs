@@ -86,6 +86,13 @@ impl Entry {
     }
 }
 
+/// How the model of this name is compared with goldens.
+pub fn golden(name: &str) -> Option<Golden> {
+    let all = ALL.iter().map(|entry| (entry.name, entry.golden));
+    let own: Golden = sdxl::golden::compare;
+    all.chain([("sdxl", own)]).find(|(known, _)| *known == name).map(|(_, golden)| golden)
+}
+
 /// The shape of random weights of this name, of any model.
 pub fn shape(name: &str) -> Result<&'static Shape, PredictError> {
     let all = || ALL.iter().flat_map(|entry| entry.synth).chain(sdxl::synth::SHAPES);

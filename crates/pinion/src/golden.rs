@@ -12,7 +12,7 @@ pub struct Words {
     /// A folder of models/
     model: String,
     weights: PathBuf,
-    /// What the model reads besides, where it needs that (a recording), then the golden file
+    /// What the model reads besides, where it needs that (a recording, a refiner's folder), then the golden file
     #[arg(required = true, value_name = "[INPUT] GOLDEN")]
     files: Vec<PathBuf>,
     /// cpu or cuda:N
@@ -21,13 +21,13 @@ pub struct Words {
 }
 
 pub fn main(words: Words) -> Result<(), Failure> {
-    let entry = models::Entry::named(&words.model)
+    let golden_of = models::golden(&words.model)
         .ok_or_else(|| Failure::BadInput(format!("no model is called {:?}", words.model)))?;
     let device = runner::device::pick(&words.device)?;
     let Some((golden, inputs)) = words.files.split_last() else {
         return Err(Failure::BadInput("a golden file is expected".into()));
     };
-    match (entry.golden)(&words.weights, inputs, golden, &device, &mut std::io::stdout())? {
+    match golden_of(&words.weights, inputs, golden, &device, &mut std::io::stdout())? {
         true => Ok(()),
         false => Err(Failure::failed("the numbers differ from the reference's by more than is allowed")),
     }
