@@ -9,10 +9,7 @@ use schema::Uri;
 
 use super::generate::Nets;
 use super::lora::Lora;
-use super::weights::{Component, Load, Opened};
-
-/// What a LoRA may change.
-const COMPONENTS: [Component; 3] = [Component::Unet, Component::Text1, Component::Text2];
+use super::weights::{Load, Opened};
 
 /// A LoRA and how much of it.
 #[derive(Clone)]
@@ -29,10 +26,7 @@ impl Change {
         let refuse = |why: String| PredictError::FixInput(format!("replicate_weights: {why}"));
         let path = uri.path().ok_or_else(|| refuse(format!("{} was not fetched", uri.0)))?;
         let lora = Lora::open(&path).map_err(|error| refuse(error.text().to_owned()))?;
-        let merging = lora.merging(scale, opened.unet_config());
-        for component in COMPONENTS.into_iter().filter(|component| lora.changes(*component)) {
-            merging.fits(component, &opened.tensors(component)?).map_err(|error| refuse(error.text().to_owned()))?;
-        }
+        lora.fit(opened, scale).map_err(|error| refuse(error.text().to_owned()))?;
         let bytes = std::fs::read(&path).map_err(|error| refuse(error.to_string()))?;
         let mut hasher = DefaultHasher::new();
         (bytes, scale.to_bits()).hash(&mut hasher);
@@ -42,9 +36,7 @@ impl Change {
 
     /// The nets with it.
     pub fn nets(&self, opened: &Opened, load: Load) -> Result<Nets, PredictError> {
-        let merging = self.lora.merging(self.scale, opened.unet_config());
-        let nets = Nets::open(opened, Load { adapter: Some(&merging), ..load })?;
-        merging.check(&COMPONENTS)?;
-        Ok(nets)
+        let fitted = self.lora.fit(opened, self.scale)?;
+        Nets::open(opened, Load { adapter: Some(&fitted), ..load })
     }
 }

@@ -19,7 +19,7 @@ use safetensors::SafeTensors;
 use super::generate::{Generator, Nets, Plan, Prepared, Refine, device_error};
 use super::lora::Lora;
 use super::noise::{Noise, Use};
-use super::weights::{Component, Load, Opened};
+use super::weights::{Load, Opened};
 
 /// Of what is computed in f32: sums differ by their order alone.
 pub const TOLERANCE: f32 = 1e-3;
@@ -190,13 +190,10 @@ pub fn errors(
     let opened = Opened::open(folder)?;
     let lora = golden.lora(folder).map(|path| Lora::open(&path)).transpose()?;
     let scale = golden.about("lora_scale", 1.0)?;
-    let merging = lora.as_ref().map(|lora| lora.merging(scale, opened.unet_config()));
-    let adapter = merging.as_ref().map(|merging| merging as _);
+    let fitted = lora.as_ref().map(|lora| lora.fit(&opened, scale)).transpose()?;
+    let adapter = fitted.as_ref().map(|fitted| fitted as _);
     let load = Load { device, pool: &pool, precision: Some(DType::F32), adapter };
     let base = Nets::open(&opened, load)?;
-    if let Some(merging) = &merging {
-        merging.check(&[Component::Text1, Component::Text2, Component::Unet])?;
-    }
     let plain = Load { adapter: None, ..load };
     let own = folder.join(REFINER);
     let refiner = match golden.about.get("refine").is_none_or(|refine| refine == "no_refiner") {

@@ -5,17 +5,15 @@
 //! and no time per step, and another LoRA is another load of the net. Refuses what fits no weight, with the module's name:
 //! a LoRA for another architecture.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
 use prediction::PredictError;
 use runner::SafeTensors;
 
-use super::config::UnetConfig;
 use super::original;
-use super::weights::{Adapter, Component};
+use super::weights::{Adapter, Component, Opened};
 
 /// How a file's names say which net a module belongs to; the longest that fits counts. cog-sdxl's trainer writes none.
 const PREFIXES: [(&str, Component); 11] = [
@@ -68,14 +66,13 @@ struct Module {
     alpha: Option<f64>,
 }
 
-/// A LoRA on its way into the nets of a pipeline.
-pub struct Merging<'a> {
+/// A LoRA that fits a pipeline's weights, for the loading of its nets.
+pub struct Fitted<'a> {
+    /// By net and by the name of the weight.
+    changes: BTreeMap<(&'static str, String), &'a Module>,
     lora: &'a Lora,
     /// The user's.
     scale: f64,
-    unet: &'a UnetConfig,
-    /// What has found its weight.
-    used: Mutex<BTreeSet<(&'static str, String)>>,
 }
 
 impl Lora {
@@ -124,9 +121,26 @@ impl Lora {
         self.modules.keys().any(|(other, _)| *other == component.folder())
     }
 
-    /// For the nets of a pipeline with this UNet.
-    pub fn merging<'a>(&'a self, scale: f64, unet: &'a UnetConfig) -> Merging<'a> {
-        Merging { lora: self, scale, unet, used: Mutex::default() }
+    /// Finds the weight of every change, and refuses the LoRA if one has none. From headers alone.
+    pub fn fit(&self, opened: &Opened, scale: f64) -> Result<Fitted<'_>, PredictError> {
+        let mut changes = BTreeMap::new();
+        for component in Component::ALL.into_iter().filter(|component| self.changes(*component)) {
+            let known = known(opened, component)?;
+            for ((folder, flat), module) in &self.modules {
+                if *folder != component.folder() {
+                    continue;
+                }
+                let Some((weight, shape)) = known.get(flat) else {
+                    let name = &module.name;
+                    let why =
+                        format_args!("{name} changes nothing that this model has: it is for another architecture");
+                    return Err(self.refuse(&why));
+                };
+                module.check(shape).map_err(|why| self.refuse(&why))?;
+                changes.insert((component.folder(), weight.clone()), module);
+            }
+        }
+        Ok(Fitted { changes, lora: self, scale })
     }
 
     fn refuse(&self, why: &dyn std::fmt::Display) -> PredictError {
@@ -134,30 +148,53 @@ impl Lora {
     }
 }
 
+/// Weights by the name of their module with `_` for every `.`, as diffusers and as the first implementation calls it.
+fn known(opened: &Opened, component: Component) -> Result<BTreeMap<String, (String, Vec<usize>)>, PredictError> {
+    let mut known = BTreeMap::new();
+    for (weight, shape) in opened.tensors(component)? {
+        let original = match component {
+            Component::Unet => original::unet(&weight, opened.unet_config()).map(|(name, _)| name),
+            _ => None,
+        };
+        for name in [Some(&weight), original.as_ref()].into_iter().flatten() {
+            let Some(module) = name.strip_suffix(".weight") else { continue };
+            let flat = module.replace('.', "_");
+            // An output projection is the first of a list, which old names of diffusers' leave out.
+            if let Some(before) = flat.strip_suffix("to_out_0") {
+                known.insert(format!("{before}to_out"), (weight.clone(), shape.clone()));
+            }
+            known.insert(flat, (weight.clone(), shape.clone()));
+        }
+    }
+    Ok(known)
+}
+
 impl Module {
-    /// Up, down and rank for a weight of this shape; why it fits none.
-    fn fit(&self, weight: &[usize]) -> Result<(&Tensor, &Tensor, usize), String> {
+    /// The two matrices and their rank, if their product has as many rows and columns as a weight of this shape.
+    fn matrices(&self, weight: &[usize]) -> Result<(&Tensor, &Tensor, usize), String> {
         let (Some(down), Some(up)) = (&self.down, &self.up) else {
             return Err(format!("{} has only one of its two matrices", self.name));
         };
         let per_row = |shape: &[usize]| shape.iter().skip(1).product::<usize>();
-        let (rank, out) = (down.dims().first().copied().unwrap_or(0), up.dims().first().copied().unwrap_or(0));
+        let rank = down.dims().first().copied().unwrap_or(0);
         let fits = rank > 0
             && per_row(up.dims()) == rank
-            && weight.first() == Some(&out)
+            && weight.first() == up.dims().first()
             && per_row(weight) == per_row(down.dims());
-        if !fits {
-            let (name, up, down) = (&self.name, up.dims(), down.dims());
-            return Err(format!(
-                "{name} is {up:?} times {down:?} for a weight of {weight:?}: for another architecture"
-            ));
+        if fits {
+            return Ok((down, up, rank));
         }
-        Ok((up, down, rank))
+        let (name, up, down) = (&self.name, up.dims(), down.dims());
+        Err(format!("{name} is {up:?} times {down:?} for a weight of {weight:?}: it is for another architecture"))
+    }
+
+    fn check(&self, weight: &[usize]) -> Result<(), String> {
+        self.matrices(weight).map(|_| ())
     }
 
     /// What it adds to a weight of this shape, row-major.
     fn change(&self, weight: &[usize], scale: f64) -> Result<Vec<f32>, String> {
-        let (up, down, rank) = self.fit(weight)?;
+        let (down, up, rank) = self.matrices(weight)?;
         let scale = scale * self.alpha.map_or(1.0, |alpha| alpha / rank as f64);
         let product =
             || up.flatten_from(1)?.matmul(&down.flatten_from(1)?)?.affine(scale, 0.0)?.flatten_all()?.to_vec1();
@@ -165,64 +202,15 @@ impl Module {
     }
 }
 
-impl Merging<'_> {
-    /// Whether all of it that is for a net finds its weight, by the names and shapes of the net's tensors alone.
-    pub fn fits(&self, component: Component, tensors: &[(String, Vec<usize>)]) -> Result<(), PredictError> {
-        let mut found = BTreeSet::new();
-        for (name, shape) in tensors {
-            if let Some((key, module)) = self.find(component, name) {
-                module.fit(shape).map_err(|why| self.lora.refuse(&why))?;
-                found.insert(key);
-            }
-        }
-        self.all_in(&found, &[component])
-    }
-
-    /// To be asked once these nets are loaded: whether all of it that is for them has found its weight.
-    pub fn check(&self, loaded: &[Component]) -> Result<(), PredictError> {
-        self.all_in(&self.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), loaded)
-    }
-
-    fn all_in(&self, used: &BTreeSet<(&'static str, String)>, nets: &[Component]) -> Result<(), PredictError> {
-        let folders: Vec<&str> = nets.iter().map(|component| component.folder()).collect();
-        let lost = |(key, _): &(&(&'static str, String), &Module)| folders.contains(&key.0) && !used.contains(*key);
-        match self.lora.modules.iter().find(lost) {
-            Some((_, module)) => Err(self.lora.refuse(&format_args!(
-                "{} changes nothing that this model has: for another architecture",
-                module.name
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    /// The change of a weight that the net calls so, under whichever of its names the file has it.
-    fn find(&self, component: Component, name: &str) -> Option<((&'static str, String), &Module)> {
-        let original = match component {
-            Component::Unet => original::unet(name, self.unet).map(|(name, _)| name),
-            _ => None,
-        };
-        [Some(name), original.as_deref()].into_iter().flatten().find_map(|name| {
-            let flat = name.strip_suffix(".weight")?.replace('.', "_");
-            // An output projection is the first of a list, which old names of diffusers' leave out.
-            let short = flat.strip_suffix("to_out_0").map(|before| format!("{before}to_out"));
-            [Some(flat), short].into_iter().flatten().find_map(|flat| {
-                let key = (component.folder(), flat);
-                self.lora.modules.get(&key).map(|module| (key, module))
-            })
-        })
-    }
-}
-
-impl Adapter for Merging<'_> {
+impl Adapter for Fitted<'_> {
     fn touches(&self, component: Component, name: &str) -> bool {
-        self.find(component, name).is_some()
+        self.changes.contains_key(&(component.folder(), name.to_owned()))
     }
 
     fn add(&self, component: Component, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), PredictError> {
-        let Some((key, module)) = self.find(component, name) else { return Ok(()) };
+        let Some(module) = self.changes.get(&(component.folder(), name.to_owned())) else { return Ok(()) };
         let change = module.change(shape, self.scale).map_err(|why| self.lora.refuse(&why))?;
         values.iter_mut().zip(change).for_each(|(value, change)| *value += change);
-        self.used.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(key);
         Ok(())
     }
 }

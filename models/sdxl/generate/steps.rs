@@ -55,11 +55,6 @@ impl Denoising {
         Self { scheduler, told, painted, latents, first: calls.start, next: calls.start, end: calls.end }
     }
 
-    /// Calls so far, and of the whole run.
-    pub fn progress(&self) -> (usize, usize) {
-        (self.next - self.first, self.end - self.first)
-    }
-
     pub fn latents(&self) -> &Tensor {
         &self.latents
     }

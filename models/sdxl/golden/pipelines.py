@@ -257,8 +257,8 @@ def adapt(pipe, lora, scale):
         known = dict(net.named_modules())
         layer = known[module if module in known else module.removeprefix("text_model.")]
         down, up = tensors[key].float(), tensors[key.replace("down", "up").replace("lora_A", "lora_B")].float()
-        alpha = tensors.get(key.replace("lora_down.weight", "alpha"), torch.tensor(float(len(down))))
-        layer.weight += scale * float(alpha) / len(down) * up @ down
+        alpha = float(tensors[key.replace("lora_down.weight", "alpha")]) if "lora_down" in key else len(down)
+        layer.weight += scale * alpha / len(down) * up @ down
 
 
 with torch.no_grad():

@@ -3,6 +3,7 @@
 mod files;
 mod nets;
 mod pipelines;
+mod predictions;
 mod schedulers;
 mod tokens;
 
