@@ -1,6 +1,8 @@
 //! One folder per model, everything of a model in its folder. Refuses to know HTTP, store, dispatch and each other.
 
 pub mod llama;
+pub mod sdxl;
+mod shared;
 pub mod whisper;
 
 #[cfg(test)]
@@ -41,19 +43,45 @@ pub enum Told<'a> {
     /// A line of progress.
     Line(&'a str),
     Result(BenchResult),
+    Painted(PaintResult),
 }
 
 /// Compares weights with a golden file on a device, on the inputs that the model needs besides, and prints the largest
 /// error per tensor; true where all are within the model's own tolerance.
 pub type Golden = fn(&Path, &[PathBuf], &Path, &Device, &mut dyn Write) -> Result<bool, PredictError>;
 
-/// What a bench run asks of a model that reads and says tokens.
+/// What a bench run asks of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BenchShape {
     pub prompt_tokens: usize,
     pub decode_tokens: usize,
     /// Predictions at once.
     pub batch: usize,
+    /// Of a model that paints: pixels of both sides, and steps.
+    pub side: usize,
+    pub steps: usize,
+}
+
+/// How fast one image was painted, guided: two calls of the net in one.
+#[derive(Debug, Clone, Serialize)]
+pub struct PaintResult {
+    pub load_s: f64,
+    /// Reading the prompts.
+    pub prompt_s: f64,
+    pub steps_per_s: f64,
+    pub step_p50_s: f64,
+    /// Latents to pixels.
+    pub decode_s: f64,
+    /// Prompt, steps and decoding together.
+    pub image_s: f64,
+    /// What a step comes to, and what the device's multiply-adds come to at most, measured in this run; 0 where nothing
+    /// measures it.
+    pub operations_per_s: f64,
+    pub peak_operations_per_s: f64,
+    pub side: usize,
+    pub steps: usize,
+    pub threads: usize,
+    pub weights_bytes: u64,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -104,7 +132,7 @@ impl StepTimes {
 }
 
 /// Every model there is.
-pub const ALL: &[Entry] = &[llama::ENTRY, whisper::ENTRY];
+pub const ALL: &[Entry] = &[llama::ENTRY, whisper::ENTRY, sdxl::ENTRY];
 
 impl Entry {
     /// The model in this folder.
@@ -122,6 +150,11 @@ impl Entry {
         let found = ALL.iter().find_map(|entry| Some((entry, entry.synth.iter().find(|shape| shape.name == name)?)));
         found.ok_or_else(|| no_shape(name, ALL.iter().flat_map(|entry| entry.synth)))
     }
+}
+
+/// The shape of random weights of this name, of any model.
+pub fn shape(name: &str) -> Result<&'static Shape, PredictError> {
+    Entry::of_shape(name).map(|(_, shape)| shape)
 }
 
 fn no_shape<'a>(name: &str, all: impl Iterator<Item = &'a Shape>) -> PredictError {

@@ -34,7 +34,7 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
     for shape in shapes {
         measure(&mut *pipeline.engine, &BenchShape { decode_tokens: 1, ..*shape })?;
         let times = measure(&mut *pipeline.engine, shape)?;
-        let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
+        let BenchShape { prompt_tokens, decode_tokens, batch, .. } = *shape;
         let decode_s = times.steps.total_s().max(f64::MIN_POSITIVE);
         let token_p50_s = times.steps.quantile_s(0.5);
         let positions = batch * (prompt_tokens + decode_tokens / 2);
@@ -70,7 +70,7 @@ struct Times {
 }
 
 fn measure(engine: &mut dyn Engine, shape: &BenchShape) -> Result<Times, PredictError> {
-    let BenchShape { prompt_tokens, decode_tokens, batch } = *shape;
+    let BenchShape { prompt_tokens, decode_tokens, batch, .. } = *shape;
     // Every prediction has its blocks from the start, none of them shared.
     let own = (prompt_tokens + decode_tokens).div_ceil(BLOCK);
     let blocks: Vec<u32> = (0..(batch * own) as u32).collect();

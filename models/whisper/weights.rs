@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use kernels::Pool;
 use kernels::op::{Dense, Part};
-use kernels::{Format, Pool};
 use prediction::PredictError;
 use runner::synth::Synth;
 use runner::{Ct2, SafeTensors};
@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::config::Config;
 use super::net::{CrossAttention, Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Net, Norm, SelfAttention};
+use crate::shared::raw::Raw;
 
 /// Files with weights, opened and understood.
 pub struct Opened {
@@ -32,14 +33,6 @@ enum Files {
     },
     /// Made as they are asked for.
     Synth(Synth),
-}
-
-/// A tensor's values as the file has them.
-struct Raw<'a> {
-    name: String,
-    dtype: DType,
-    shape: Vec<usize>,
-    bytes: Cow<'a, [u8]>,
 }
 
 impl Opened {
@@ -150,21 +143,15 @@ impl Opened {
                     let kind = variable.kind;
                     PredictError::Operator(format!("variable {ct2} is {kind:?}; f32, f16 and bf16 are run"))
                 })?;
-                Ok(Raw { name: ct2.into(), dtype, shape: variable.shape.to_vec(), bytes: variable.bytes })
+                Raw::new(ct2, dtype, variable.shape, variable.bytes)
             }
             Files::Folder { tensors, prefix } => {
                 let tensor = tensors.tensor(&format!("{prefix}{folder}"))?;
-                if ![DType::F32, DType::F16, DType::BF16].contains(&tensor.dtype) {
-                    let why = format!("tensor {folder} is {}; f32, f16 and bf16 are run", tensor.dtype.as_str());
-                    return Err(PredictError::Operator(why));
-                }
-                let bytes = Cow::Borrowed(tensor.bytes);
-                Ok(Raw { name: folder.into(), dtype: tensor.dtype, shape: tensor.shape.to_vec(), bytes })
+                Raw::new(folder, tensor.dtype, tensor.shape, Cow::Borrowed(tensor.bytes))
             }
             Files::Synth(synth) => {
                 let name = format!("model.{folder}");
-                let (shape, bytes) = (synth.shape(&name)?.to_vec(), Cow::Owned(synth.bytes(&name)?));
-                Ok(Raw { name: folder.into(), dtype: synth.dtype(), shape, bytes })
+                Raw::new(folder, synth.dtype(), synth.shape(&name)?, Cow::Owned(synth.bytes(&name)?))
             }
         }
     }
@@ -277,20 +264,14 @@ impl Loader<'_> {
         let values = raw.to_f32();
         let value = |i: usize| values[i / (3 * inputs) * 3 * inputs + i % inputs * 3 + i / inputs % 3];
         let turned: Vec<f32> = (0..values.len()).map(value).collect();
-        let bytes = Cow::Owned(turned.iter().flat_map(|v| v.to_le_bytes()).collect());
-        let shape = vec![out, 3 * inputs];
-        let raw = Raw { name: raw.name, dtype: DType::F32, shape, bytes }.converted(self.precision);
+        let raw = raw.with_values(&turned, self.precision);
         let bias = self.from.raw(&format!("{folder}.bias"), &format!("{ct2}/bias"))?.of_shape(&[out])?.to_f32();
         self.finish(&[raw], 3 * inputs, bias)
     }
 
     fn finish(&self, raws: &[Raw], inputs: usize, bias: Vec<f32>) -> Result<Dense, PredictError> {
-        let format = match self.precision {
-            DType::F16 => Format::F16,
-            DType::BF16 => Format::BF16,
-            _ => Format::F32,
-        };
-        let parts: Vec<Part> = raws.iter().map(|raw| Part { format, out: raw.shape[0], bytes: &raw.bytes }).collect();
+        let parts: Vec<Part> =
+            raws.iter().map(|raw| Part { format: raw.format(), out: raw.shape[0], bytes: &raw.bytes }).collect();
         let bias = Some(bias).filter(|bias| bias.iter().any(|&b| b != 0.0));
         Dense::new(&parts, inputs, bias, self.device, self.pool)
             .map_err(|error| PredictError::Operator(format!("tensor {}: {error}", raws[0].name)))
@@ -308,37 +289,5 @@ impl Loader<'_> {
     fn plain(&self, (folder, ct2): (&str, &str), shape: &[usize]) -> Result<Tensor, PredictError> {
         let values = self.from.raw(folder, ct2)?.of_shape(shape)?.to_f32();
         Tensor::from_vec(values, shape, self.device).map_err(|error| PredictError::Operator(error.to_string()))
-    }
-}
-
-impl Raw<'_> {
-    fn of_shape(self, expected: &[usize]) -> Result<Self, PredictError> {
-        if self.shape == expected {
-            return Ok(self);
-        }
-        let Self { name, shape, .. } = self;
-        Err(PredictError::Operator(format!("tensor {name} is {shape:?}; the config needs {expected:?}")))
-    }
-
-    fn to_f32(&self) -> Vec<f32> {
-        let two = self.bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-        match self.dtype {
-            DType::F16 => two.map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
-            DType::BF16 => two.map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
-            _ => self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        }
-    }
-
-    fn converted(self, dtype: DType) -> Self {
-        if self.dtype == dtype {
-            return self;
-        }
-        let values = self.to_f32();
-        let bytes: Vec<u8> = match dtype {
-            DType::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
-            DType::BF16 => values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        };
-        Self { dtype, bytes: Cow::Owned(bytes), ..self }
     }
 }

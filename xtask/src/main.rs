@@ -11,6 +11,7 @@ const HELP: &str = "\
 cargo xtask test                          everything that must be green: format, lints, clients, weights, tests
 cargo xtask golden llama WEIGHTS GOLDEN   compare a model with goldens; prints the largest relative error per tensor
 cargo xtask golden whisper WEIGHTS AUDIO GOLDEN
+cargo xtask golden sdxl DIR [REFINER] GOLDENS
 cargo xtask cuda [--family 75|80]         the executables for GPUs; needs a CUDA toolkit, no GPU
 cargo xtask bench [NAME]                  criterion benches, all or one
 cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios

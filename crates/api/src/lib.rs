@@ -36,6 +36,7 @@ use store::{Store, feed::Feed};
 use auth::Gate;
 use catalog::Catalog;
 pub use files::{FILES_SECRET, FileService};
+pub use origin::OverTls;
 pub use render::{body, render};
 
 /// Everything a handler may use.

@@ -5,22 +5,27 @@ use std::convert::Infallible;
 
 use axum::{
     extract::FromRequestParts,
-    http::{HeaderMap, Request, Uri, header, request::Parts},
+    http::{Extensions, HeaderMap, Request, Uri, header, request::Parts},
 };
 
 /// Scheme and host that the caller used, no slash at the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin(pub String);
 
+/// Beside a request that came over TLS, put there by whoever listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverTls;
+
 /// For a request that names no host, which HTTP/1.0 allows.
 const NAMELESS_HOST: &str = "localhost";
 
 impl Origin {
-    fn of(headers: &HeaderMap, uri: &Uri) -> Self {
+    fn of(headers: &HeaderMap, uri: &Uri, extensions: &Extensions) -> Self {
         // Of a chain of proxies, the first entry is the one the caller spoke to.
         let first = |name: &str| Some(headers.get(name)?.to_str().ok()?.split(',').next()?.trim().to_owned());
         let scheme = first("x-forwarded-proto").filter(|scheme| scheme == "https" || scheme == "http");
-        let scheme = scheme.unwrap_or_else(|| "http".into());
+        let own = if extensions.get::<OverTls>().is_some() { "https" } else { "http" };
+        let scheme = scheme.unwrap_or_else(|| own.into());
         let named = uri.authority().map(|authority| authority.as_str().to_owned());
         let named = [first("x-forwarded-host"), first(header::HOST.as_str()), named];
         let host = named.into_iter().flatten().find(|host| is_host(host)).unwrap_or_else(|| NAMELESS_HOST.into());
@@ -42,7 +47,7 @@ impl<S: Sync> FromRequestParts<S> for Origin {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self::of(&parts.headers, &parts.uri))
+        Ok(Self::of(&parts.headers, &parts.uri, &parts.extensions))
     }
 }
 
@@ -98,8 +103,18 @@ mod tests {
         for (headers, origin) in cases {
             let pairs = headers.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
             let headers: HeaderMap = pairs.collect();
-            assert_eq!(Origin::of(&headers, &Uri::from_static("/")).0, *origin, "{headers:?}");
+            assert_eq!(Origin::of(&headers, &Uri::from_static("/"), &Extensions::new()).0, *origin, "{headers:?}");
         }
+    }
+
+    #[test]
+    fn a_caller_over_tls_used_https_unless_a_proxy_says_otherwise() {
+        let mut secure = Extensions::new();
+        secure.insert(OverTls);
+        let mut headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("localhost:5000"))]);
+        assert_eq!(Origin::of(&headers, &Uri::from_static("/"), &secure).0, "https://localhost:5000");
+        headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+        assert_eq!(Origin::of(&headers, &Uri::from_static("/"), &secure).0, "http://localhost:5000");
     }
 
     #[test]

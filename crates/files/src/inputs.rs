@@ -70,7 +70,7 @@ impl Fetching {
         let fields = self.schemas.get(target).into_iter().flat_map(ModelSchema::file_fields);
         let named = fields.filter_map(|field| {
             let uri = input.get(field.name).or(field.default.as_ref())?.as_str()?;
-            (!uri.starts_with("file:")).then(|| (field.name, uri.to_owned()))
+            (!uri.starts_with("file:") && !uri.trim().is_empty()).then(|| (field.name, uri.to_owned()))
         });
         named.collect()
     }

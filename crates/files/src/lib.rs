@@ -17,6 +17,7 @@ use store::files::Files;
 use tokio::task::JoinHandle;
 
 pub use inputs::{Fetching, Limits};
+pub use kinds::of_type as ending_of_type;
 pub use outputs::Keeping;
 
 /// How long an expired file may still lie on the disk. Nobody can read it there.

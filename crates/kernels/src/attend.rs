@@ -1,194 +1,38 @@
 //! Attention where each row says how much it sees: all of a memory (an encoder, a decoder over what was heard) or what
 //! stands before it (a decoder over its own words). Refuses to know which of them it serves.
 //!
-//! A memory holds the keys and values of one sequence: per head a run of blocks of 64 positions, keys as `[dim][64]` and
-//! values as `[64][dim]`, so that neither product sums across lanes. A unit of work is some rows of one memory under one
-//! head: their queries meet block after block, with the running maximum and sum of an online softmax; scores never leave
-//! the cache. Blocks stand at fixed positions and sums have a fixed order: a row's result depends on nothing beside it.
+//! A unit of work is some rows of one memory under one head: their queries meet block after block of 64 positions, with the
+//! running maximum and sum of an online softmax; scores never leave the cache. Blocks stand at fixed positions and sums have
+//! a fixed order, the same for few queries and for many: a row's result depends on nothing beside it.
 //!
 //! Floors for Whisper base (8 heads, 64 wide, 6 layers, 1,500 positions): encoding a window is 27.6 GFLOP, 138 ms at 200
-//! GFLOP/s; one decoded token reads 37 MB of f32 or half of that in f16, 1.3 or 0.7 ms at 28 GB/s.
+//! GFLOP/s; one decoded token reads 37 MB of f32 or half of that in f16, 1.3 or 0.7 ms at 28 GB/s. For SDXL's 4,096 pixels
+//! (10 heads, 64 wide): 43 GFLOP, 86 ms at 500 GFLOP/s, and 168 million exponentials, 10 ms more.
+
+mod memory;
 
 use std::cell::RefCell;
+use std::ops::Range;
 
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-
+use crate::attention::{BLOCK, Stored};
 use crate::linear::LANES;
-use crate::linear::tile::{self, Element, PlainTile};
-use crate::math::exp;
+use crate::linear::micro::{Micro, ROWS, WIDTH, micro, unpack};
+use crate::linear::tile::{self, PlainTile};
+use crate::online::{NOTHING_SEEN, Softmax, weigh};
 use crate::pool::{Pool, Shares};
-use crate::simd::per_path;
+use crate::simd::{Simd, per_path};
+use memory::Reader;
+pub use memory::{Memory, Shape};
 
-/// Positions in a block.
-const BLOCK: usize = 64;
+/// Queries that meet a block together: the more, the less often it is read; but their values and sums stay in the
+/// second-level cache.
+const QUERIES: Range<usize> = 96..256;
 
-/// Queries that meet a block together: their scores, queries and sums stay in the second-level cache, and the block in the
-/// first-level one.
-const QUERIES: usize = 96;
+/// Values of the queries that meet a block together.
+const QUERY_VALUES: usize = 48 << 10;
 
-/// A value a memory may hold.
-trait Stored: Element + Sync {
-    fn put(from: &[f32], to: &mut [Self]);
-}
-
-impl Stored for f32 {
-    fn put(from: &[f32], to: &mut [f32]) {
-        to.copy_from_slice(from);
-    }
-}
-
-impl Stored for f16 {
-    fn put(from: &[f32], to: &mut [f16]) {
-        to.convert_from_f32_slice(from);
-        // An infinity would make the whole row NaN; the largest number only dulls it.
-        for to in to.iter_mut().filter(|to| to.is_infinite()) {
-            *to = if to.is_sign_negative() { f16::MIN } else { f16::MAX };
-        }
-    }
-}
-
-/// The sizes of a memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    pub positions: usize,
-    pub heads: usize,
-    pub dim: usize,
-}
-
-/// Keys and values of one layer and one sequence. Its pages are touched only as positions are written.
-#[derive(Clone)]
-pub struct Memory {
-    shape: Shape,
-    values: Values,
-}
-
-#[derive(Clone)]
-enum Values {
-    F32 { keys: Vec<f32>, values: Vec<f32> },
-    // As bits, because zeroed integers come from the system untouched.
-    F16 { keys: Vec<u16>, values: Vec<u16> },
-}
-
-impl Memory {
-    /// Room for `shape.positions`, in f16 with `half`, else in f32. The width of a head is a multiple of 16.
-    pub fn new(shape: Shape, half: bool) -> Memory {
-        assert!(shape.dim.is_multiple_of(LANES) && shape.dim > 0, "a head is a multiple of {LANES} wide");
-        let len = shape.heads * shape.positions.next_multiple_of(BLOCK) * shape.dim;
-        let values = match half {
-            true => Values::F16 { keys: vec![0; len], values: vec![0; len] },
-            false => Values::F32 { keys: vec![0.0; len], values: vec![0.0; len] },
-        };
-        Memory { shape, values }
-    }
-
-    pub fn shape(&self) -> Shape {
-        self.shape
-    }
-
-    /// Once every position has been written.
-    pub fn bytes(&self) -> usize {
-        match &self.values {
-            Values::F32 { keys, .. } => 8 * keys.len(),
-            Values::F16 { keys, .. } => 4 * keys.len(),
-        }
-    }
-
-    /// Stores `rows` positions from `first` on: `k` and `v` hold `[heads, dim]` per row, each with the distance of its rows.
-    pub fn write(&mut self, first: usize, rows: usize, k: (&[f32], usize), v: (&[f32], usize), pool: &Pool) {
-        assert!(first + rows <= self.shape.positions, "{rows} rows from {first} on in {:?}", self.shape);
-        let shape = self.shape;
-        match &mut self.values {
-            Values::F32 { keys, values } => put(shape, keys, values, first, rows, k, v, pool),
-            Values::F16 { keys, values } => {
-                let (keys, values) = (keys.reinterpret_cast_mut::<f16>(), values.reinterpret_cast_mut::<f16>());
-                put(shape, keys, values, first, rows, k, v, pool);
-            }
-        }
-    }
-
-    /// The first `positions` of another memory of this shape and precision, in place of its own.
-    pub fn copy_from(&mut self, other: &Memory, positions: usize) {
-        assert!(self.shape == other.shape && positions <= self.shape.positions);
-        fn copy<T: Copy>(to: &mut [T], from: &[T], head: usize, used: usize) {
-            for (to, from) in to.chunks_exact_mut(head).zip(from.chunks_exact(head)) {
-                to[..used].copy_from_slice(&from[..used]);
-            }
-        }
-        let head = self.shape.positions.next_multiple_of(BLOCK) * self.shape.dim;
-        let used = positions.next_multiple_of(BLOCK) * self.shape.dim;
-        match (&mut self.values, &other.values) {
-            (Values::F32 { keys, values }, Values::F32 { keys: k, values: v }) => {
-                copy(keys, k, head, used);
-                copy(values, v, head, used);
-            }
-            (Values::F16 { keys, values }, Values::F16 { keys: k, values: v }) => {
-                copy(keys, k, head, used);
-                copy(values, v, head, used);
-            }
-            _ => panic!("memories of two precisions"),
-        }
-    }
-
-    fn read<R>(&self, read: impl Reader<R>) -> R {
-        match &self.values {
-            Values::F32 { keys, values } => read.read::<f32>(keys, values),
-            Values::F16 { keys, values } => read.read::<f16>(keys.reinterpret_cast(), values.reinterpret_cast()),
-        }
-    }
-}
-
-/// What is done with a memory, whatever it holds.
-trait Reader<R> {
-    fn read<T: Stored>(self, keys: &[T], values: &[T]) -> R;
-}
-
-#[allow(clippy::too_many_arguments)]
-fn put<T: Stored + Send>(
-    shape: Shape,
-    keys: &mut [T],
-    values: &mut [T],
-    first: usize,
-    rows: usize,
-    k: (&[f32], usize),
-    v: (&[f32], usize),
-    pool: &Pool,
-) {
-    let dim = shape.dim;
-    let per_head = shape.positions.next_multiple_of(BLOCK) * dim;
-    let (keys, values) = (Shares::new(keys), Shares::new(values));
-    let write = |head: usize| {
-        // SAFETY: a head belongs to one unit.
-        let (keys, values) =
-            unsafe { (keys.share(head * per_head, per_head), values.share(head * per_head, per_head)) };
-        // A block's columns are filled from sixteen rows at a time, so that whole cache lines are written.
-        let mut row = 0;
-        while row < rows {
-            let at = first + row;
-            let n = (rows - row).min(LANES - at % LANES);
-            let block = &mut keys[at / BLOCK * BLOCK * dim..][..BLOCK * dim];
-            let mut columns = [0f32; LANES];
-            for (d, to) in block.chunks_exact_mut(BLOCK).enumerate() {
-                for (i, value) in columns[..n].iter_mut().enumerate() {
-                    *value = k.0[(row + i) * k.1 + head * dim + d];
-                }
-                T::put(&columns[..n], &mut to[at % BLOCK..][..n]);
-            }
-            for i in 0..n {
-                T::put(&v.0[(row + i) * v.1 + head * dim..][..dim], &mut values[(at + i) * dim..][..dim]);
-            }
-            row += n;
-        }
-    };
-    if rows * dim < VALUES_PER_UNIT {
-        (0..shape.heads).for_each(write);
-    } else {
-        pool.run(shape.heads, write);
-    }
-}
-
-/// Values that one unit of work stores at least.
-const VALUES_PER_UNIT: usize = 8 << 10;
+/// From so many queries on, a block is unpacked once for all of them.
+const MANY_QUERIES: usize = 8;
 
 /// Queries `[rows, heads, dim]`, rows `stride` apart.
 #[derive(Clone, Copy)]
@@ -208,31 +52,33 @@ pub struct Sight<'a> {
 /// Row `r` of `y` (`[rows, heads * dim]`) attends to what `sights[r]` says. Memories of one shape.
 pub fn attend(q: Queries, sights: &[Sight], y: &mut [f32], pool: &Pool) {
     let Some(first) = sights.first() else { return };
-    let Shape { heads, dim, .. } = first.memory.shape;
+    let Shape { heads, dim, .. } = first.memory.shape();
     let width = heads * dim;
     for Sight { memory, seen } in sights {
-        assert!(memory.shape.heads == heads && memory.shape.dim == dim && (1..=memory.shape.positions).contains(seen));
+        let shape = memory.shape();
+        assert!(shape.heads == heads && shape.dim == dim && (1..=shape.positions).contains(seen));
     }
     assert!(y.len() == sights.len() * width && q.stride >= width, "y is [rows, {width}]");
-    let tiles = tiles(sights, pool.threads().div_ceil(heads));
+    let tiles = tiles(sights, dim, pool.threads().div_ceil(heads));
     let y = Shares::new(y);
     pool.run(tiles.len() * heads, |unit| {
         let ((row, rows), head) = (tiles[unit / heads], unit % heads);
         let tile = Tile { q: &q, sights: &sights[row..row + rows], row, head };
         SCRATCH.with_borrow_mut(|scratch| {
             sights[row].memory.read(Attending { tile: &tile, scratch, pool });
-            for (i, (sums, (_, total))) in scratch.sums.chunks(dim).zip(&scratch.softmax).enumerate() {
+            let sums = scratch.sums.chunks(first.memory.shape().width());
+            for (i, (sums, softmax)) in sums.zip(&scratch.softmax).enumerate() {
                 // SAFETY: a row's head belongs to one unit.
                 let y = unsafe { y.share((row + i) * width + head * dim, dim) };
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / total);
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / softmax.total);
             }
         });
     });
 }
 
 /// Runs of rows that look at one memory, cut so that there are at least `parts` of a long one.
-fn tiles(sights: &[Sight], parts: usize) -> Vec<(usize, usize)> {
-    let most = QUERIES.min(sights.len().div_ceil(parts)).max(1);
+fn tiles(sights: &[Sight], dim: usize, parts: usize) -> Vec<(usize, usize)> {
+    let most = (QUERY_VALUES / dim).clamp(QUERIES.start, QUERIES.end).min(sights.len().div_ceil(parts)).max(1);
     let mut tiles: Vec<(usize, usize)> = Vec::new();
     for (row, sight) in sights.iter().enumerate() {
         match tiles.last_mut() {
@@ -255,8 +101,12 @@ struct Scratch {
     queries: Vec<f32>,
     scores: Vec<f32>,
     sums: Vec<f32>,
-    /// Of every query: the largest score so far, and the sum of the weights relative to it.
-    softmax: Vec<(f32, f32)>,
+    softmax: Vec<Softmax>,
+    /// One block, unpacked: keys as `[64 / WIDTH][dim][WIDTH]`, values as `[width / WIDTH][64][WIDTH]`.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// A block's part of some rows' sums.
+    part: Vec<f32>,
 }
 
 thread_local! {
@@ -272,28 +122,33 @@ struct Attending<'a> {
 impl Reader<()> for Attending<'_> {
     fn read<T: Stored>(self, keys: &[T], values: &[T]) {
         let Attending { tile: Tile { q, sights, row, head }, scratch: s, pool } = self;
-        let Shape { positions, dim, .. } = sights[0].memory.shape;
-        let (n, per_head) = (sights.len(), positions.next_multiple_of(BLOCK) * dim);
+        let (n, shape) = (sights.len(), sights[0].memory.shape());
+        let (dim, width, (key, value)) = (shape.dim, shape.width(), shape.per_head());
+        let (keys, values) = (&keys[head * key..][..key], &values[head * value..][..value]);
         s.queries.clear();
         for r in *row..row + n {
             s.queries.extend(q.values[r * q.stride + head * dim..][..dim].iter().map(|v| v * q.scale));
         }
-        s.scores.resize(n * BLOCK, 0.0);
+        s.scores.resize(n.max(ROWS) * BLOCK, 0.0);
         s.sums.clear();
-        s.sums.resize(n * dim, 0.0);
+        s.sums.resize(n * width, 0.0);
         s.softmax.clear();
-        s.softmax.resize(n, (f32::NEG_INFINITY, 0.0));
+        s.softmax.resize(n, NOTHING_SEEN);
         let end = sights.iter().map(|sight| sight.seen).max().unwrap_or(0);
         for base in (0..end).step_by(BLOCK) {
-            let at = head * per_head + base * dim;
             let seen = BLOCK.min(end - base);
+            if n >= MANY_QUERIES {
+                let (keys, values) = (&keys[base * dim..][..BLOCK * dim], &values[base * width..][..BLOCK * width]);
+                many(pool.simd(), sights, (base, seen), dim, (keys, values), s);
+                continue;
+            }
             let scores = PlainTile {
                 rows: n,
                 panels: seen.div_ceil(LANES),
                 k: dim,
                 x: s.queries.as_ptr(),
                 x_stride: dim,
-                w: keys[at..][..BLOCK * dim].as_ptr(),
+                w: keys[base * dim..][..BLOCK * dim].as_ptr(),
                 w_step: BLOCK,
                 panel_step: LANES,
                 y: s.scores.as_mut_ptr(),
@@ -304,71 +159,109 @@ impl Reader<()> for Attending<'_> {
             // SAFETY: n queries of `dim`, a block of `dim` x 64 keys, n x 64 scores.
             unsafe { tile::plain(pool.simd(), &scores) };
             for (i, (scores, sight)) in s.scores.chunks_exact_mut(BLOCK).zip(*sights).enumerate() {
-                let (largest, total) = &mut s.softmax[i];
                 let visible = sight.seen.saturating_sub(base).min(BLOCK);
-                let faded = weigh(pool.simd(), scores, visible, largest, total);
+                let faded = weigh(pool.simd(), scores, visible, &mut s.softmax[i]);
                 if faded != 1.0 {
-                    s.sums[i * dim..][..dim].iter_mut().for_each(|sum| *sum *= faded);
+                    s.sums[i * width..][..width].iter_mut().for_each(|sum| *sum *= faded);
                 }
             }
             let sums = PlainTile {
                 rows: n,
-                panels: dim / LANES,
+                panels: width / LANES,
                 // Positions behind the last one seen may never have been written: they are not read.
                 k: seen,
                 x: s.scores.as_ptr(),
                 x_stride: BLOCK,
-                w: values[at..][..BLOCK * dim].as_ptr(),
-                w_step: dim,
+                w: values[base * width..][..BLOCK * width].as_ptr(),
+                w_step: width,
                 panel_step: LANES,
                 y: s.sums.as_mut_ptr(),
-                y_stride: dim,
+                y_stride: width,
                 last_lanes: LANES,
                 add: true,
             };
-            // SAFETY: n x 64 weights, a block of 64 x `dim` values, n x `dim` sums.
+            // SAFETY: n x 64 weights, a block of 64 x `width` values, n x `width` sums.
             unsafe { tile::plain(pool.simd(), &sums) };
         }
     }
 }
 
+/// All queries over one block, of which they see the first `seen` at most.
+fn many<T: Stored>(
+    simd: Simd,
+    sights: &[Sight],
+    (base, seen): (usize, usize),
+    dim: usize,
+    (keys, values): (&[T], &[T]),
+    s: &mut Scratch,
+) {
+    let width = values.len() / BLOCK;
+    s.keys.resize(dim * BLOCK, 0.0);
+    s.values.resize(BLOCK * width, 0.0);
+    s.part.resize(ROWS * width, 0.0);
+    let halves = seen.div_ceil(WIDTH);
+    for (half, to) in s.keys.chunks_exact_mut(dim * WIDTH).enumerate().take(halves) {
+        // SAFETY: a block has `dim` rows of 64 keys.
+        unsafe { unpack(simd, keys[half * WIDTH..].as_ptr(), BLOCK, dim, to.as_mut_ptr()) };
+    }
+    for (part, to) in s.values.chunks_exact_mut(BLOCK * WIDTH).enumerate() {
+        // SAFETY: a block has 64 rows of `width` values. Those behind the last one seen may never have been written.
+        unsafe { unpack(simd, values[part * WIDTH..].as_ptr(), width, seen, to.as_mut_ptr()) };
+    }
+    let cuts = sights.len().div_ceil(ROWS);
+    for cut in 0..cuts {
+        let (first, end) = (sights.len() * cut / cuts, sights.len() * (cut + 1) / cuts);
+        let scores = &mut s.scores[..(end - first) * BLOCK];
+        for (half, keys) in s.keys.chunks_exact(dim * WIDTH).enumerate().take(halves) {
+            let product = Micro {
+                rows: end - first,
+                inputs: dim,
+                x: s.queries[first * dim..end * dim].as_ptr(),
+                x_stride: dim,
+                w: keys.as_ptr(),
+                sums: scores[half * WIDTH..].as_mut_ptr(),
+                sums_stride: BLOCK,
+                fresh: true,
+            };
+            // SAFETY: these rows' queries of `dim`, half a block of keys, half a row of 64 scores each.
+            unsafe { micro(simd, &product) };
+        }
+        let mut faded = [1f32; ROWS];
+        for (i, faded) in faded[..end - first].iter_mut().enumerate() {
+            let visible = sights[first + i].seen.saturating_sub(base).min(BLOCK);
+            *faded = weigh(simd, &mut scores[i * BLOCK..][..BLOCK], visible, &mut s.softmax[first + i]);
+        }
+        for (part, values) in s.values.chunks_exact(BLOCK * WIDTH).enumerate() {
+            let product = Micro {
+                rows: end - first,
+                inputs: seen,
+                x: scores.as_ptr(),
+                x_stride: BLOCK,
+                w: values.as_ptr(),
+                sums: s.part[part * WIDTH..].as_mut_ptr(),
+                sums_stride: width,
+                fresh: true,
+            };
+            // SAFETY: these rows' 64 weights, `seen` of them, as many rows of values, part of a row of sums each.
+            unsafe { micro(simd, &product) };
+        }
+        for (i, faded) in faded[..end - first].iter().enumerate() {
+            add(simd, &mut s.sums[(first + i) * width..][..width], *faded, &s.part[i * width..][..width]);
+        }
+    }
+}
+
 per_path! {
-    /// Turns a block's scores into weights relative to the largest score so far, brings `largest` and `total` up to date,
-    /// and gives what older sums fade by.
-    fn weigh(scores: &mut [f32], visible: usize, largest: &mut f32, total: &mut f32) -> f32 {
-        scores[visible..].fill(f32::NEG_INFINITY);
-        let mut most = [f32::NEG_INFINITY; LANES];
-        for scores in scores.chunks_exact(LANES) {
-            for (most, score) in most.iter_mut().zip(scores) {
-                *most = if *score > *most { *score } else { *most };
-            }
-        }
-        let before = *largest;
-        *largest = most.iter().fold(before, |a, b| if *b > a { *b } else { a });
-        let mut sums = [0f32; LANES];
-        for scores in scores.chunks_exact_mut(LANES) {
-            for (sum, score) in sums.iter_mut().zip(scores) {
-                *score = exp(*score - *largest);
-                *sum += *score;
-            }
-        }
-        let mut lanes = LANES;
-        while lanes > 1 {
-            lanes /= 2;
-            for i in 0..lanes {
-                sums[i] += sums[i + lanes];
-            }
-        }
-        let faded = exp(before - *largest);
-        *total = total.mul_add(faded, sums[0]);
-        faded
+    /// Rounded twice, as where few queries fade first and add then.
+    fn add(sums: &mut [f32], faded: f32, part: &[f32]) {
+        sums.iter_mut().zip(part).for_each(|(sum, part)| *sum = part + *sum * faded);
     }
 }
 
 /// The scores before their softmax of all rows under one head, over the first `positions`: `[rows, positions]`.
 pub fn scores(q: Queries, rows: usize, head: usize, memory: &Memory, positions: usize, pool: &Pool) -> Vec<f32> {
-    assert!(head < memory.shape.heads && positions <= memory.shape.positions);
-    memory.read(Scoring { q: &q, rows, head, shape: memory.shape, positions, pool })
+    assert!(head < memory.shape().heads && positions <= memory.shape().positions);
+    memory.read(Scoring { q: &q, rows, head, shape: memory.shape(), positions, pool })
 }
 
 struct Scoring<'a> {
@@ -384,7 +277,7 @@ impl Reader<Vec<f32>> for Scoring<'_> {
     fn read<T: Stored>(self, keys: &[T], _: &[T]) -> Vec<f32> {
         let Scoring { q, rows, head, shape, positions, pool } = self;
         let (dim, width) = (shape.dim, positions.next_multiple_of(BLOCK));
-        let from = head * shape.positions.next_multiple_of(BLOCK) * dim;
+        let from = head * shape.per_head().0;
         let mut y = vec![0f32; rows * width];
         assert!(rows == 0 || q.values.len() >= (rows - 1) * q.stride + (head + 1) * dim);
         for base in (0..positions).step_by(BLOCK) {
@@ -410,5 +303,4 @@ impl Reader<Vec<f32>> for Scoring<'_> {
 }
 
 #[cfg(test)]
-#[path = "attend_tests.rs"]
 mod tests;

@@ -21,7 +21,8 @@ const P: f32 = 0.327_591_1;
 const A: [f32; 5] = [1.061_405_4, -1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6];
 
 per_path! {
-    fn one(x: &mut [f32]) {
+    /// The same on one thread.
+    pub fn one(x: &mut [f32]) {
         for x in x {
             let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
             let t = 1.0 / P.mul_add(z, 1.0);
@@ -42,18 +43,7 @@ per_path! {
 mod tests {
     use super::*;
     use crate::simd::Simd;
-    use crate::testing::same_bits;
-
-    /// By its Taylor series, which converges everywhere; f64 holds it up to 5.
-    fn erf(x: f64) -> f64 {
-        let (mut term, mut sum, mut n) = (x, x, 0.0);
-        while term.abs() > 1e-18 * sum.abs() {
-            n += 1.0;
-            term *= -x * x / n;
-            sum += term / (2.0 * n + 1.0);
-        }
-        sum * 2.0 / std::f64::consts::PI.sqrt()
-    }
+    use crate::testing::{erf, same_bits};
 
     #[test]
     fn it_is_the_exact_gelu_on_every_path() {

@@ -3,6 +3,7 @@
 //! Every op gives row `r` of its result the same bits whatever the other rows are, however many there are, how many
 //! threads work and which SIMD path runs: the order of every sum is fixed by the inner dimension alone.
 
+pub mod activate;
 pub mod attend;
 pub mod attention;
 pub mod bandwidth;
@@ -10,12 +11,16 @@ pub mod convert;
 #[cfg(any(feature = "cuda", feature = "emulator", test))]
 pub mod cuda;
 pub mod format;
+mod fresh;
 pub mod gelu;
+pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 mod math;
 pub mod norm;
+mod online;
 pub mod op;
+pub mod peak;
 pub mod pool;
 pub mod rope;
 pub mod sample;

@@ -37,3 +37,14 @@ pub fn same_bits(expected: &[f32], got: &[f32], case: impl Fn() -> String) {
         assert!(a.to_bits() == b.to_bits(), "value {i} is {b}, not {a}: {}", case());
     }
 }
+
+/// The error function by its Taylor series, which converges everywhere; f64 holds it up to 5.
+pub fn erf(x: f64) -> f64 {
+    let (mut term, mut sum, mut n) = (x, x, 0.0);
+    while term.abs() > 1e-18 * sum.abs() {
+        n += 1.0;
+        term *= -x * x / n;
+        sum += term / (2.0 * n + 1.0);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use models::{BenchResult, BenchShape, Told};
+use models::{BenchResult, BenchShape, PaintResult, Told};
 use prediction::Weights;
 use serde_json::json;
 
@@ -40,6 +40,12 @@ pub struct Words {
     /// Predictions at once; several, as in 1,2,4,8, are measured one after the other on weights loaded once
     #[arg(long, value_delimiter = ',', default_value = "1")]
     batch: Vec<usize>,
+    /// Of a model that paints: pixels of both sides; several are measured one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1024")]
+    side: Vec<usize>,
+    /// Of a model that paints: steps of one image
+    #[arg(long, default_value_t = 30)]
+    steps: usize,
     /// CPU threads; left out: all cores
     #[arg(long)]
     threads: Option<u32>,
@@ -70,9 +76,10 @@ pub fn main(words: Words) -> Result<(), Failure> {
     spec.device = words.device.unwrap_or(spec.device);
     spec.precision = words.precision.or(spec.precision);
     spec.batch_invariant |= words.batch_invariant;
-    let Words { prompt_tokens, decode_tokens, json, .. } = words;
-    let shape = |batch| BenchShape { prompt_tokens, decode_tokens, batch };
-    let shapes: Vec<BenchShape> = words.batch.into_iter().map(shape).collect();
+    let Words { prompt_tokens, decode_tokens, steps, json, .. } = words;
+    let shape = |(batch, side)| BenchShape { prompt_tokens, decode_tokens, batch, side, steps };
+    let several = words.batch.iter().flat_map(|batch| words.side.iter().map(|side| (*batch, *side)));
+    let shapes: Vec<BenchShape> = several.map(shape).collect();
     let cpu = runner::device::cpu();
     let device = if spec.device == "cpu" { &cpu.model } else { &spec.device };
     let random = match &spec.weights {
@@ -81,15 +88,18 @@ pub fn main(words: Words) -> Result<(), Failure> {
     };
     let name = random.as_deref().unwrap_or(&offer.served.name);
     let mut rows = 0;
-    let mut show = |result: &BenchResult| -> Result<(), Failure> {
-        if json {
-            let mut body = serde_json::to_value(result).map_err(Failure::failed)?;
+    let as_json = |body: Result<serde_json::Value, serde_json::Error>| -> Result<(), Failure> {
+            let mut body = body.map_err(Failure::failed)?;
             let here = json!({"device": device, "random_weights": random, "cpu_features": cpu.features, "peak_rss_bytes": peak_rss_bytes()});
             if let (Some(body), Some(here)) = (body.as_object_mut(), here.as_object()) {
                 body.extend(here.clone());
             }
             print_line!("{body}");
-            return Ok(());
+            Ok(())
+    };
+    let mut show = |result: &BenchResult| -> Result<(), Failure> {
+        if json {
+            return as_json(serde_json::to_value(result));
         }
         if rows == 0 {
             heading(name, device, result)?;
@@ -102,7 +112,9 @@ pub fn main(words: Words) -> Result<(), Failure> {
         Told::Line(line) => eprintln!("pinion: {line}"),
         // Behind a reader that has gone nothing is shown any more.
         Told::Result(result) if shown.is_ok() => shown = show(&result),
-        Told::Result(_) => (),
+        Told::Painted(result) if shown.is_ok() && json => shown = as_json(serde_json::to_value(&result)),
+        Told::Painted(result) if shown.is_ok() => shown = painted(name, device, &result),
+        Told::Result(_) | Told::Painted(_) => (),
     })?;
     shown
 }
@@ -136,6 +148,31 @@ fn row(result: &BenchResult) -> Result<(), Failure> {
         ms(result.token_p99_s),
         result.read_bytes_per_s / GIGA,
     );
+    Ok(())
+}
+
+fn painted(name: &str, device: &str, result: &PaintResult) -> Result<(), Failure> {
+    let PaintResult { side, steps, threads, load_s, weights_bytes, .. } = *result;
+    print_line!(
+        "{name} on {device} ({threads} threads), {} MB of weights, loaded in {load_s:.3} s",
+        weights_bytes / 1_000_000
+    );
+    print_line!(
+        "{side} x {side}, {steps} steps: {:.3} s to the image; prompt {:.3} s, {:.3} steps/s (p50 {:.3} s), decoding {:.3} s",
+        result.image_s,
+        result.prompt_s,
+        result.steps_per_s,
+        result.step_p50_s,
+        result.decode_s
+    );
+    if result.peak_operations_per_s > 0.0 {
+        let share = 100.0 * result.operations_per_s / result.peak_operations_per_s;
+        let [came, peak] = [result.operations_per_s, result.peak_operations_per_s].map(|speed| speed / GIGA);
+        print_line!("{came:.0} of {peak:.0} GFLOP/s that this processor's multiply-adds come to: {share:.0}%");
+    }
+    if let Some(bytes) = peak_rss_bytes() {
+        print_line!("{} MB of memory at most", bytes / 1_000_000);
+    }
     Ok(())
 }
 

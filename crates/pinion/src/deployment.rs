@@ -191,6 +191,10 @@ fn own_locked(own: &Own) -> Result<Locked, Failure> {
 impl Offer {
     /// How the worker is to load it; `weights` in place of the deployment's own.
     pub fn spec(&self, weights: Option<PathBuf>) -> LoadSpec {
+        // Nobody has pinned what a caller names.
+        let known = weights.is_none().then(|| [("version", self.version().ok()), ("weights", self.set_digest().ok())]);
+        let known = known.into_iter().flatten().filter_map(|(name, digest)| Some((name.to_owned(), digest?.into())));
+        let provenance = Box::new(known.collect());
         let weights = match (weights, &self.served.weights) {
             (Some(path), _) => Weights::Path(path),
             (None, WeightsFrom::Locked(_)) if let Some(path) = self.own_path() => Weights::Path(path),
@@ -213,6 +217,7 @@ impl Offer {
             threads: self.served.threads,
             batch_invariant: self.served.batch_invariant,
             defaults: self.served.defaults.clone(),
+            provenance,
             ..LoadSpec::new(&self.served.name, self.model.name, weights)
         }
     }

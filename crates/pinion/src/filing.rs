@@ -95,7 +95,7 @@ pub async fn bring(deployment: &Deployment, offer: &Offer, id: &Id, input: &Map)
     let (target, schema) = schema(offer);
     let is_remote = |field: &Field| {
         let uri = input.get(field.name).or(field.default.as_ref()).and_then(|uri| uri.as_str());
-        uri.is_some_and(|uri| !uri.starts_with("file:"))
+        uri.is_some_and(|uri| !uri.starts_with("file:") && !uri.trim().is_empty())
     };
     if !schema.file_fields().any(is_remote) {
         return Ok(Brought { input: input.clone(), _keep: None });

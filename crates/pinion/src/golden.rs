@@ -12,7 +12,7 @@ pub struct Words {
     /// A folder of models/
     model: String,
     weights: PathBuf,
-    /// What the model reads besides, where it needs that (a recording), then the golden file
+    /// What the model reads besides, where it needs that (a recording, a refiner's folder), then the golden file
     #[arg(required = true, value_name = "[INPUT] GOLDEN")]
     files: Vec<PathBuf>,
     /// cpu or cuda:N

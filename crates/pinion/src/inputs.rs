@@ -16,7 +16,9 @@ pub fn read(words: &[String], schema: &ModelSchema) -> Result<Map, Failure> {
         let Some((key, text)) = word.split_once('=') else {
             return Err(Failure::BadInput(format!("-i {word:?}: key=value is expected")));
         };
-        let kind = schema.input.iter().find(|field| field.name == key).map(|field| field.kind);
+        let field = schema.input.iter().find(|field| field.name == key);
+        // A path to what names a file, whatever it is published as.
+        let kind = field.map(|field| if field.is_file() { Kind::Uri } else { field.kind });
         if kind.is_none() {
             let known: Vec<&str> = schema.input.iter().map(|field| field.name).collect();
             eprintln!("pinion: input {key:?} is ignored; this model has {}", known.join(", "));

@@ -14,6 +14,7 @@ mod init;
 mod inputs;
 mod launch;
 mod list;
+mod made;
 mod out;
 mod paths;
 mod places;
@@ -23,6 +24,7 @@ mod ps;
 mod rerun;
 mod run;
 mod serve;
+mod tls;
 mod token;
 mod weights;
 
@@ -66,6 +68,9 @@ enum Word {
     /// API tokens: who may call a server that listens beyond this machine.
     #[command(subcommand)]
     Token(token::Word),
+    /// Certificates for `serve --tls`.
+    #[command(subcommand)]
+    Tls(tls::Word),
     /// What this machine has, what would be chosen, and what is missing.
     Doctor(doctor::Words),
     /// Measure a model on this machine: prefill, decode, time to first token, memory.
@@ -101,6 +106,7 @@ fn main() -> ExitCode {
         Word::Models(words) => list::main(words),
         Word::Weights(word) => weights::main(word),
         Word::Token(word) => token::main(word),
+        Word::Tls(word) => tls::main(word),
         Word::Doctor(words) => doctor::main(words),
         Word::Bench(words) => bench::main(words),
         Word::Worker(words) => launch::main(words),

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::deployment::{CogYaml, Offer};
 use crate::failure::Failure;
-use crate::{devices, fetch, filing, inputs, launch, out};
+use crate::{devices, fetch, filing, inputs, launch, made, out};
 
 #[derive(Args)]
 pub struct Words {
@@ -22,13 +22,14 @@ pub struct Words {
     /// One input; key=@FILE sends a file. May be repeated
     #[arg(short = 'i', long = "input", value_name = "KEY=VALUE")]
     inputs: Vec<String>,
-    /// Where the output goes as well: a file
+    /// Where the output goes as well: a file. Several files of a model that makes files are numbered: out-0.png, out-1.png;
+    /// left out, they go into this folder under the model's own names
     #[arg(short, long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Weights of your own in place of the pinned ones: a GGUF file or a folder of safetensors
     #[arg(long, value_name = "DIR_OR_FILE")]
     weights: Option<PathBuf>,
-    /// Print the final prediction as JSON instead of its text
+    /// Print the final prediction as JSON instead of its text, or of its files' paths
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -166,6 +167,8 @@ fn tell(event: &Event, schema: &ModelSchema, json: bool) -> Result<(), Failure> 
             Ok(())
         }
         _ if json => Ok(()),
+        // They are written once all are there.
+        Event::Output(_) if schema.is_files() => Ok(()),
         Event::Output(Output::Item(Value::String(text))) => out::piece(text),
         Event::Output(Output::Whole(output)) => out::line(read_as(schema, output).trim()),
         Event::Ended(Outcome::Succeeded) if schema.output == schema::Output::TextIterator => out::line(""),
@@ -174,12 +177,18 @@ fn tell(event: &Event, schema: &ModelSchema, json: bool) -> Result<(), Failure> 
 }
 
 /// What is left to say once it has ended.
-fn show(words: &Words, schema: &ModelSchema, prediction: Prediction) -> Result<(), Failure> {
+fn show(words: &Words, schema: &ModelSchema, mut prediction: Prediction) -> Result<(), Failure> {
+    if let Some(output) = prediction.output.as_mut().filter(|_| schema.is_files()) {
+        let written = made::write(output, words.output.as_deref())?;
+        if !words.json {
+            written.iter().try_for_each(|path| out::line(path.display()))?;
+        }
+    }
     if words.json {
         let body = serde_json::to_string_pretty(&api::render(&prediction)).map_err(Failure::failed)?;
         out::line(body)?;
     }
-    if let (Some(path), Some(output)) = (&words.output, &prediction.output) {
+    if let (Some(path), Some(output), false) = (&words.output, &prediction.output, schema.is_files()) {
         std::fs::write(path, read_as(schema, output).as_bytes())
             .map_err(|error| Failure::Failed(format!("-o {}: {error}", path.display())))?;
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use clap::Args;
 use dispatch::{Dispatch, Settings, Silence};
 use egress::{Egress, Rules};
@@ -19,6 +20,7 @@ use crate::deployment::{CogYaml, Deployment, Offer};
 use crate::failure::Failure;
 use crate::filing::Filing;
 use crate::launch::Processes;
+use crate::tls::{self, Tls};
 use crate::{devices, paths, places};
 
 #[derive(Args)]
@@ -29,6 +31,8 @@ pub struct Words {
     /// Where predictions are kept
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
+    #[command(flatten)]
+    tls: tls::Files,
     #[command(flatten)]
     config: CogYaml,
     /// Random weights of this shape, e.g. llama-3-8b, in place of a cog.yaml: for measuring
@@ -63,6 +67,7 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     let found = tokio::task::spawn_blocking(devices::find).await.map_err(Failure::failed)?;
     let workers = Processes::of(&found.devices).map_err(Failure::failed)?;
     let places = places::choose(&deployment.config, &found.names())?;
+    let tls = words.tls.read()?;
     let listener = tokio::net::TcpListener::bind(words.listen)
         .await
         .map_err(|error| Failure::Failed(format!("--listen {}: {error}", words.listen)))?;
@@ -95,7 +100,8 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     });
 
     let address = listener.local_addr().map_err(Failure::failed)?;
-    info!("listening on http://{address} (data in {})", folder.display());
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    info!("listening on {scheme}://{address} (data in {})", folder.display());
     found.notes.iter().for_each(|note| info!("{note}"));
     let (drained, goodbye) = tokio::sync::oneshot::channel();
     let stop = async move {
@@ -111,7 +117,15 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         };
         let _ = drained.send(goodbye);
     };
-    let served = axum::serve(listener, router).with_graceful_shutdown(stop).into_future();
+    let served = async {
+        match tls {
+            None => axum::serve(listener, router).with_graceful_shutdown(stop).await,
+            Some(config) => {
+                let listener = Tls::listen(listener, config)?;
+                axum::serve(listener, router.layer(Extension(api::OverTls))).with_graceful_shutdown(stop).await
+            }
+        }
+    };
     // A stream of a prediction that still waits stays open for as long as its reader likes: it gets a moment to say so.
     let enough = async { tokio::time::sleep(goodbye.await.unwrap_or_default()).await };
     tokio::select! {

@@ -233,7 +233,7 @@ fn write_lock(file: &Path, lock: &Lock) -> Result<(), Failure> {
 }
 
 fn synth(shape: &str, dtype: Option<&str>, seed: u64, output: &Path) -> Result<(), Failure> {
-    let (_, shape) = models::Entry::of_shape(shape)?;
+    let shape = models::shape(shape)?;
     let synth = Synth::new(shape, dtype.unwrap_or(shape.dtype), seed)?;
     let bar = Bar::new();
     let began = Instant::now();

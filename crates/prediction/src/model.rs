@@ -73,6 +73,9 @@ pub struct LoadSpec {
     pub batch_invariant: bool,
     /// Input defaults of this deployment, in place of the model's own.
     pub defaults: Map,
+    /// What files that the model makes say of their origin: `version` and `weights`, the digests, where they are known.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub provenance: Box<Map>,
 }
 
 impl LoadSpec {
@@ -89,6 +92,7 @@ impl LoadSpec {
             threads: None,
             batch_invariant: false,
             defaults: Map::new(),
+            provenance: Box::default(),
         }
     }
 }

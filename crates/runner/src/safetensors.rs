@@ -204,7 +204,11 @@ fn inside(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn is_index(path: &Path) -> bool {
-    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.ends_with(".safetensors.index.json"))
+    // A variant of the weights has its name before the ending: `.index.fp16.json`.
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.strip_suffix(".json")).is_some_and(|name| {
+        name.split_once(".safetensors.index").is_some_and(|(_, variant)| variant.is_empty() || variant.starts_with('.'))
+    })
 }
 
 fn has_extension(path: &Path, wanted: &str) -> bool {

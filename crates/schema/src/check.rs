@@ -67,7 +67,8 @@ fn text(field: &Field, path: &str, text: &str, files: Files) -> Option<Invalid> 
         return Some(Invalid::too_long(path, max));
     }
     let is_file = || is_file_uri(text) || (files == Files::Anywhere && text.starts_with("file:///"));
-    (field.kind == Kind::Uri && !is_file()).then(|| Invalid::not_a("uri", path))
+    let blank = field.kind == Kind::String && text.trim().is_empty();
+    (field.is_file() && !blank && !is_file()).then(|| Invalid::not_a("uri", path))
 }
 
 fn bounds(field: &Field, path: &str, number: f64) -> Option<Invalid> {

@@ -32,6 +32,8 @@ pub struct Field {
     pub min_len: Option<usize>,
     pub max_len: Option<usize>,
     pub choices: &'static [&'static str],
+    /// Text to its readers, a file's address to the model: published as a plain string, and treated as a `Uri`. Blank is none.
+    pub file: bool,
 }
 
 /// The setters that the braces of `input!` name.
@@ -48,7 +50,17 @@ impl Field {
             min_len: None,
             max_len: None,
             choices: &[],
+            file: false,
         }
+    }
+
+    pub fn file(self, file: bool) -> Self {
+        Self { file, ..self }
+    }
+
+    /// Whether its value names a file.
+    pub fn is_file(&self) -> bool {
+        self.file || self.kind == Kind::Uri
     }
 
     pub fn description(self, description: &'static str) -> Self {
@@ -138,7 +150,7 @@ impl ModelSchema {
 
     /// Inputs that are files to the model.
     pub fn file_fields(&self) -> impl Iterator<Item = &Field> {
-        self.input.iter().filter(|field| field.kind == Kind::Uri)
+        self.input.iter().filter(|field| field.is_file())
     }
 
     /// Whether it gives files anywhere in its output.

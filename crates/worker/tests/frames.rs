@@ -39,6 +39,7 @@ fn load_says_what_and_how() {
         threads: Some(2),
         batch_invariant: false,
         defaults: Map::new(),
+        provenance: Box::default(),
     };
     stands(
         ToWorker::Load { spec: spec.clone(), room_bytes: Some(7) },

@@ -37,6 +37,7 @@ fn spec(model: &str, capacity: u32, defaults: Value) -> LoadSpec {
         threads: None,
         batch_invariant: false,
         defaults: map(defaults),
+        provenance: Box::default(),
     }
 }
 

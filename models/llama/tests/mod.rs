@@ -25,16 +25,9 @@ fn golden(name: &str) -> PathBuf {
 
 fn spec(weights: &Path) -> LoadSpec {
     LoadSpec {
-        target: "tiny".into(),
-        model: "llama".into(),
-        weights: Weights::Path(weights.to_owned()),
-        device: "cpu".into(),
-        precision: None,
-        context_tokens: None,
         concurrency: Some(4),
         threads: Some(2),
-        batch_invariant: false,
-        defaults: Map::new(),
+        ..LoadSpec::new("tiny", "llama", Weights::Path(weights.to_owned()))
     }
 }
 

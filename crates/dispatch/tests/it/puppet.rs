@@ -142,6 +142,7 @@ pub fn spec(target: &str) -> LoadSpec {
         threads: None,
         batch_invariant: false,
         defaults: Map::new(),
+        provenance: Box::default(),
     }
 }
 

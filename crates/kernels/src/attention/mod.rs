@@ -20,12 +20,12 @@ use half::f16;
 
 use crate::linear::LANES;
 use crate::linear::tile::{self, PlainTile};
-use crate::math::exp;
+use crate::online::{NOTHING_SEEN, Softmax, fold, weigh};
 use crate::pool::{Pool, Shares};
-use crate::simd::per_path;
 pub use places::{Places, Run};
+use store::Store;
+pub(crate) use store::Stored;
 pub use store::{BLOCK, Shape};
-use store::{Store, Stored};
 
 /// Positions whose softmax is summed on its own: whole blocks.
 const PART: usize = 4 * BLOCK;
@@ -106,15 +106,6 @@ struct Sums {
     values: Vec<f32>,
     softmax: Vec<Softmax>,
 }
-
-/// The largest score so far, and the sum of the weights relative to it.
-#[derive(Clone, Copy)]
-struct Softmax {
-    largest: f32,
-    total: f32,
-}
-
-const NOTHING_SEEN: Softmax = Softmax { largest: f32::NEG_INFINITY, total: 0.0 };
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -308,50 +299,5 @@ impl<T: Stored> Job<'_, T> {
             let y = y((run.first + i / group) * row + (head * group + i % group) * dim);
             y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum / softmax.total);
         }
-    }
-}
-
-per_path! {
-    /// Brings sums over earlier and over later positions together.
-    fn fold(sums: &mut [f32], softmax: &mut Softmax, later_sums: &[f32], later: Softmax) {
-        let largest = if later.largest > softmax.largest { later.largest } else { softmax.largest };
-        let (faded, by) = (exp(softmax.largest - largest), exp(later.largest - largest));
-        for (sum, later) in sums.iter_mut().zip(later_sums) {
-            *sum = sum.mul_add(faded, later * by);
-        }
-        *softmax = Softmax { largest, total: softmax.total.mul_add(faded, later.total * by) };
-    }
-}
-
-per_path! {
-    /// Turns a block's scores into weights relative to the largest score so far, brings `softmax` up to date, and gives
-    /// what older sums fade by.
-    fn weigh(scores: &mut [f32], visible: usize, softmax: &mut Softmax) -> f32 {
-        scores[visible..].fill(f32::NEG_INFINITY);
-        let mut most = [f32::NEG_INFINITY; LANES];
-        for scores in scores.chunks_exact(LANES) {
-            for (most, score) in most.iter_mut().zip(scores) {
-                *most = if *score > *most { *score } else { *most };
-            }
-        }
-        let before = softmax.largest;
-        let largest = most.iter().fold(before, |a, b| if *b > a { *b } else { a });
-        let mut sums = [0f32; LANES];
-        for scores in scores.chunks_exact_mut(LANES) {
-            for (sum, score) in sums.iter_mut().zip(scores) {
-                *score = exp(*score - largest);
-                *sum += *score;
-            }
-        }
-        let mut lanes = LANES;
-        while lanes > 1 {
-            lanes /= 2;
-            for i in 0..lanes {
-                sums[i] += sums[i + lanes];
-            }
-        }
-        let faded = exp(before - largest);
-        *softmax = Softmax { largest, total: softmax.total.mul_add(faded, sums[0]) };
-        faded
     }
 }

@@ -24,6 +24,8 @@ mod avx2;
 mod avx512;
 mod buffer;
 mod layout;
+mod many;
+pub(crate) mod micro;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -41,6 +43,7 @@ use activations::Activations;
 use buffer::Buffer;
 pub(crate) use layout::LANES;
 use layout::{BLOCK, Kind};
+pub use many::{Activation, Finish, MANY_ROWS, Residual, Walk, fits, many};
 use tile::{Element, PlainTile, QuantTile};
 
 /// Panels and activations that one unit of work goes over again and again: half of the second-level cache of the
@@ -185,6 +188,10 @@ pub fn matmul(x: &[f32], x_stride: usize, rows: usize, w: &Weight, y: &mut [f32]
         return;
     }
     assert!(x_stride >= in_ && x.len() >= (rows - 1) * x_stride + in_, "x is [rows, in]");
+    if rows >= MANY_ROWS && fits(w, Activation::None) {
+        let residual = if add { Residual::InPlace } else { Residual::None };
+        return many(&Walk::rows(x, x_stride, rows, in_), w, y, &Finish { residual, ..Finish::default() }, pool);
+    }
     SCRATCH.with_borrow_mut(|scratch| {
         if w.sections.iter().any(|s| s.kind.quantised()) {
             scratch.quantise(x, x_stride, rows, in_, pool);

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::RopeTable;
+use super::{ConvShape, RopeTable};
 use crate::attention::{BLOCK, Places};
 
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
@@ -74,4 +74,46 @@ pub fn attention_over(q: &Tensor, (keys, values): (&Tensor, &Tensor), places: &P
         attention(&q.narrow(0, run.first, run.rows)?, &keys, &values, position, scale)
     });
     Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+}
+
+/// `x` is `[batch, height, width, in]`, `weight` `[out, in, kernel, kernel]`; computed in the weight's precision, given in
+/// that of `x`.
+pub fn conv(x: &Tensor, weight: &Tensor, shape: ConvShape) -> Result<Tensor> {
+    let [top, bottom, left, right] = shape.pad;
+    let image = x.to_dtype(weight.dtype())?.permute((0, 3, 1, 2))?.contiguous()?;
+    let y = if top == bottom && top == left && top == right {
+        image.conv2d(weight, top, shape.stride, 1, 1)?
+    } else {
+        let image = image.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?;
+        image.contiguous()?.conv2d(weight, 0, shape.stride, 1, 1)?
+    };
+    y.permute((0, 2, 3, 1))?.contiguous()?.to_dtype(x.dtype())
+}
+
+/// In f32, whatever `x` is in.
+pub fn group_norm(x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f64, silu: bool) -> Result<Tensor> {
+    let (batch, height, width, channels) = x.dims4()?;
+    let by_group = x.to_dtype(DType::F32)?.reshape((batch, height * width, groups, channels / groups))?;
+    let centred = by_group.broadcast_sub(&by_group.mean_keepdim((1, 3))?)?;
+    let variance = centred.sqr()?.mean_keepdim((1, 3))?;
+    let normal = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape(x.dims())?;
+    let y = normal.broadcast_mul(&weight.to_dtype(DType::F32)?)?.broadcast_add(&bias.to_dtype(DType::F32)?)?;
+    let y = if silu { y.silu()? } else { y };
+    y.to_dtype(x.dtype())
+}
+
+pub fn upsample_nearest_2x(x: &Tensor) -> Result<Tensor> {
+    let (batch, height, width, channels) = x.dims4()?;
+    let pixels = x.contiguous()?.reshape((batch, height, 1, width, 1, channels))?;
+    let four = pixels.broadcast_as((batch, height, 2, width, 2, channels))?.contiguous()?;
+    four.reshape((batch, 2 * height, 2 * width, channels))
+}
+
+pub fn geglu(both: &Tensor) -> Result<Tensor> {
+    let ff = both.dim(1)? / 2;
+    both.narrow(1, 0, ff)? * both.narrow(1, ff, ff)?.gelu_erf()?
+}
+
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    x / ((x * -1.702)?.exp()? + 1.0)?
 }

@@ -7,7 +7,7 @@ use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Error, Module, Result, Tensor};
 
 use super::{Rows, output};
-use crate::linear::{Part, Weight, matmul};
+use crate::linear::{Activation, MANY_ROWS, Part, Weight, fits, matmul};
 use crate::{Format, Pool};
 
 /// `[out, in]`, packed for the kernels on the CPU, in candle's own form elsewhere.
@@ -130,6 +130,14 @@ impl Linear {
         Ok(y)
     }
 
+    /// The packed weight, if a product of so many rows can be finished in one pass over the result.
+    pub(super) fn takes_many(&self, rows: usize, activation: Activation) -> Option<&Weight> {
+        match &self.inner {
+            Inner::Cpu { weight, .. } if rows >= MANY_ROWS && fits(weight, activation) => Some(weight),
+            _ => None,
+        }
+    }
+
     /// The weight's own rows, as f32: an embedding lookup. `[ids, in]`.
     pub fn rows(&self, ids: &[u32]) -> Result<Tensor> {
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.out) {
@@ -211,7 +219,7 @@ impl Held {
 
     fn product(&self, x: &Tensor) -> Result<Tensor> {
         match self {
-            Held::Plain(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(DType::F32),
+            Held::Plain(weight) => x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(x.dtype()),
             Held::Blocks(product) if x.dim(0)? <= ROWS_ONE_BY_ONE => {
                 let rows = (0..x.dim(0)?).map(|row| product.forward(&x.narrow(0, row, 1)?));
                 Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)

@@ -1,13 +1,20 @@
-//! The ops on candle tensors that the Llama is written in. A CPU tensor takes the fused kernel; any other device takes
+//! The ops on candle tensors that models are written in. A CPU tensor takes the fused kernel; any other device takes
 //! `composed`, the same op in candle's own words, which is also the plain reference in the tests.
 //!
-//! Activations are f32, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence. Inputs may be views
-//! whose rows are strided (a `narrow` of a wider tensor) as long as each row itself is contiguous.
+//! Activations are f32, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence or one pixel of one
+//! image. Images are `[batch, height, width, channels]`. Inputs may be views whose rows are strided (a `narrow` of a wider
+//! tensor) as long as each row itself is contiguous.
 
+mod activate;
 mod cache;
 mod composed;
+mod conv;
 mod dense;
+mod image;
+#[cfg(test)]
+mod image_tests;
 mod linear;
+mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -18,12 +25,17 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage
 use crate::Pool;
 pub use crate::attend::Shape as MemoryShape;
 pub use crate::attention::Places;
+use crate::fresh::zeros as output;
 pub use crate::linear::Part;
 pub use crate::rope::RopeTable;
 pub use crate::sample::{Ask, NotANumber};
+pub use activate::{geglu, quick_gelu, silu};
 pub use cache::KvCache;
-pub use dense::{Dense, Memory, attend, layer_norm};
+pub use conv::{Conv2d, ConvShape};
+pub use dense::{Dense, layer_norm};
+pub use image::{concat_channels, group_norm, upsample_nearest_2x};
 pub use linear::Linear;
+pub use memory::{Memory, attend};
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, pool: &Pool) -> Result<Tensor> {
@@ -112,11 +124,6 @@ impl InplaceOp1 for Sampling<'_> {
         crate::sample::sample(logits, self.vocabulary, self.asks, &mut self.chosen.borrow_mut(), self.pool);
         Ok(())
     }
-}
-
-/// Room for a result, which the kernel fills.
-fn output(len: usize) -> Vec<f32> {
-    vec![0.0; len]
 }
 
 /// A CPU tensor of f32 whose rows (all dimensions but the first) are contiguous, `stride` values apart.

@@ -41,6 +41,7 @@ pub struct Plan {
 }
 
 pub struct Tensor {
+    /// Up to the last `/` the file that it stands in, within the folder and without its ending; `model` where there is none.
     pub name: String,
     pub shape: Vec<usize>,
     pub fill: Fill,
@@ -52,6 +53,8 @@ pub enum Fill {
     Ones,
     /// Normal around 0 with this standard deviation.
     Normal(f32),
+    /// Normal around 1 with this standard deviation.
+    NearOne(f32),
 }
 
 /// Weights that exist once somebody asks for them.
@@ -98,6 +101,11 @@ impl Synth {
     /// What a file beside the tensors would hold.
     pub fn file(&self, name: &str) -> Option<&[u8]> {
         self.plan.files.iter().find(|(known, _)| *known == name).map(|(_, content)| content.as_slice())
+    }
+
+    /// Of all tensors, in the plan's order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.plan.tensors.iter().map(|tensor| tensor.name.as_str())
     }
 
     pub fn shape(&self, tensor: &str) -> Result<&[usize], PredictError> {

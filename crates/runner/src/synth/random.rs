@@ -29,9 +29,13 @@ pub(super) enum Values {
 
 impl Values {
     pub fn of(fill: Fill, dtype: DType) -> Result<Self> {
+        let scaled = |deviation: f32, middle: f64| -> Vec<f32> {
+            quantiles().into_iter().map(|z| (z * f64::from(deviation) + middle) as f32).collect()
+        };
         let values: Vec<f32> = match fill {
             Fill::Ones => vec![1.0; QUANTILES],
-            Fill::Normal(deviation) => quantiles().into_iter().map(|z| (z * f64::from(deviation)) as f32).collect(),
+            Fill::Normal(deviation) => scaled(deviation, 0.0),
+            Fill::NearOne(deviation) => scaled(deviation, 1.0),
         };
         let mut bytes = Vec::new();
         Tensor::from_vec(values, QUANTILES, &Device::Cpu)?.to_dtype(dtype)?.write_bytes(&mut bytes)?;

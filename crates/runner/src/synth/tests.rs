@@ -96,6 +96,41 @@ fn large_weights_come_in_shards_behind_an_index() {
     assert_eq!(tensors.tensor("a").unwrap().dtype, DType::F32);
 }
 
+const NESTED: Shape = Shape {
+    plan: |_| {
+        let tensor = |name: &str, shape: Vec<usize>| Tensor { name: name.into(), shape, fill: Fill::NearOne(0.1) };
+        Plan {
+            files: vec![("index.json", b"{}".to_vec()), ("unet/config.json", b"{}".to_vec())],
+            tensors: vec![
+                tensor("text/model/a.weight", vec![2, 3]),
+                tensor("unet/net/a.weight", vec![2, 3]),
+                tensor("unet/net/b.weight", vec![4]),
+            ],
+        }
+    },
+    ..SMALL
+};
+
+#[test]
+fn tensors_stand_in_the_files_that_their_names_begin_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("pipeline");
+    let written = write(&NESTED, "f32", 0, &to).unwrap();
+    assert_eq!(written.files, 4);
+    let text = SafeTensors::open(&to.join("text/model.safetensors")).unwrap();
+    let unet = SafeTensors::open(&to.join("unet/net.safetensors")).unwrap();
+    assert_eq!((text.names().collect(), unet.names().collect()), (vec!["a.weight"], vec!["a.weight", "b.weight"]));
+    assert_ne!(text.tensor("a.weight").unwrap().bytes, unet.tensor("a.weight").unwrap().bytes, "files are not alike");
+    let synth = Synth::new(&NESTED, "f32", 0).unwrap();
+    assert_eq!(unet.tensor("a.weight").unwrap().bytes, synth.bytes("unet/net/a.weight").unwrap());
+    let files = synth.files_beside(&synth.shards(24));
+    let (index, text) = &files[0];
+    assert_eq!(index, "unet/net.safetensors.index.json");
+    let index: serde_json::Value = serde_json::from_slice(text).unwrap();
+    assert_eq!(index["weight_map"]["b.weight"], "net-00002-of-00002.safetensors");
+    assert_eq!(index["metadata"]["total_size"], 40);
+}
+
 #[test]
 fn a_folder_that_holds_something_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -37,6 +37,8 @@ pub(super) struct Shard {
     header: Vec<u8>,
     pub tensors: Vec<Placed>,
     bytes: u64,
+    /// What its name begins with: the same for all shards of one file.
+    stem: String,
 }
 
 pub(super) struct Placed {
@@ -75,7 +77,11 @@ impl Synth {
             let needed = written.bytes + SPARE_BYTES;
             return Err(failed(to, &format_args!("{needed} bytes are needed; the disk has {free} bytes free")));
         }
-        fs::create_dir_all(to).map_err(|error| failed(to, &error))?;
+        for name in shards.iter().map(|shard| &shard.name).chain(files.iter().map(|(name, _)| name)) {
+            let path = to.join(name);
+            let folder = path.parent().unwrap_or(to);
+            fs::create_dir_all(folder).map_err(|error| failed(folder, &error))?;
+        }
         let done = self.write_shards(to, &shards, report).and_then(|()| {
             let write = |(name, text): &(String, Vec<u8>)| fs::write(to.join(name), text);
             files.iter().try_for_each(write)
@@ -140,27 +146,36 @@ impl Synth {
     }
 
     pub(super) fn shards(&self, most_bytes: u64) -> Vec<Shard> {
-        let mut groups: Vec<(Vec<usize>, u64)> = Vec::new();
-        for (at, tensor) in self.plan.tensors.iter().enumerate() {
-            let size = self.size(tensor);
-            match groups.last_mut() {
-                Some((tensors, bytes)) if *bytes + size <= most_bytes => {
-                    tensors.push(at);
-                    *bytes += size;
+        let plan = &self.plan.tensors;
+        let all: Vec<usize> = (0..plan.len()).collect();
+        let files = all.chunk_by(|&a, &b| split(&plan[a].name).0 == split(&plan[b].name).0);
+        let name = |file: &str, number: usize, count: usize| match count {
+            1 => format!("{file}.safetensors"),
+            _ => format!("{file}-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let mut shards = Vec::new();
+        for tensors in files {
+            let mut groups: Vec<(Vec<usize>, u64)> = Vec::new();
+            for &at in tensors {
+                let size = self.size(&plan[at]);
+                match groups.last_mut() {
+                    Some((tensors, bytes)) if *bytes + size <= most_bytes => {
+                        tensors.push(at);
+                        *bytes += size;
+                    }
+                    _ => groups.push((vec![at], size)),
                 }
-                _ => groups.push((vec![at], size)),
+            }
+            let (file, _) = split(&plan[tensors[0]].name);
+            for (number, (tensors, _)) in groups.iter().enumerate() {
+                shards.push(self.shard(file, name(file, number, groups.len()), tensors));
             }
         }
-        let count = groups.len();
-        let name = |number: usize| match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
-        };
-        groups.iter().enumerate().map(|(number, (tensors, _))| self.shard(name(number), tensors)).collect()
+        shards
     }
 
     /// The format's header is its length (8 bytes, little-endian) and JSON, filled up with blanks to 8 bytes.
-    fn shard(&self, name: String, tensors: &[usize]) -> Shard {
+    fn shard(&self, stem: &str, name: String, tensors: &[usize]) -> Shard {
         let dtype = match self.dtype {
             DType::BF16 => "BF16",
             DType::F16 => "F16",
@@ -175,7 +190,10 @@ impl Synth {
             let tensor = &self.plan.tensors[at];
             let (offset, bytes) = (end, self.size(tensor));
             end += bytes;
-            entries.insert(&tensor.name, json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape}));
+            entries.insert(
+                split(&tensor.name).1,
+                json!({"data_offsets": [offset, end], "dtype": dtype, "shape": tensor.shape}),
+            );
             placed.push(Placed { tensor: at, offset, bytes });
         }
         let mut text = serde_json::to_vec(&entries).expect("texts and numbers always serialise");
@@ -183,20 +201,31 @@ impl Synth {
         let mut header = (text.len() as u64).to_le_bytes().to_vec();
         header.append(&mut text);
         placed.iter_mut().for_each(|tensor| tensor.offset += header.len() as u64);
-        Shard { name, bytes: header.len() as u64 + end, header, tensors: placed }
+        Shard { name, bytes: header.len() as u64 + end, header, tensors: placed, stem: stem.to_owned() }
     }
 
     pub(super) fn files_beside(&self, shards: &[Shard]) -> Vec<(String, Vec<u8>)> {
         let mut files: Vec<_> = self.plan.files.iter().map(|(name, text)| ((*name).to_owned(), text.clone())).collect();
-        if shards.len() > 1 {
-            let placed = shards.iter().flat_map(|shard| shard.tensors.iter().map(move |placed| (placed.tensor, shard)));
-            let weight_map: BTreeMap<_, _> =
-                placed.map(|(tensor, shard)| (&self.plan.tensors[tensor].name, &shard.name)).collect();
-            let index = json!({"metadata": {"total_size": self.total_bytes()}, "weight_map": weight_map});
-            files.insert(0, ("model.safetensors.index.json".into(), index.to_string().into_bytes()));
+        for shards in shards.chunk_by(|a, b| a.stem == b.stem).filter(|shards| shards.len() > 1) {
+            let placed = shards.iter().flat_map(|shard| shard.tensors.iter().map(move |placed| (placed, shard)));
+            let total: u64 = placed.clone().map(|(placed, _)| placed.bytes).sum();
+            let weight_map: BTreeMap<_, _> = placed
+                .map(|(placed, shard)| {
+                    let shard = shard.name.rsplit_once('/').map_or(shard.name.as_str(), |(_, name)| name);
+                    (split(&self.plan.tensors[placed.tensor].name).1, shard)
+                })
+                .collect();
+            let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+            let name = format!("{}.safetensors.index.json", shards[0].stem);
+            files.insert(0, (name, index.to_string().into_bytes()));
         }
         files
     }
+}
+
+/// The file that a tensor of this name stands in, without its ending, and what the tensor is called there.
+fn split(name: &str) -> (&str, &str) {
+    name.rsplit_once('/').unwrap_or(("model", name))
 }
 
 /// What may still be written to the disk that `path`, or the nearest folder above it that exists, lies on.

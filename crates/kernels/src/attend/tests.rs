@@ -40,7 +40,16 @@ fn expected(case: &Case, q: &[f32], scale: f32, seen: usize, head: usize) -> Vec
 #[test]
 fn every_row_sees_what_it_says_and_the_same_bits_in_any_company() {
     let mut random = Random::fresh();
-    for (heads, dim, written, half) in [(2, 64, 200, false), (3, 16, 65, true), (1, 64, 1, false), (6, 64, 150, true)] {
+    let cases = [
+        (2, 64, 200, false),
+        (3, 16, 65, true),
+        (1, 64, 1, false),
+        (6, 64, 150, true),
+        (5, 8, 77, false),
+        (2, 40, 130, true),
+        (1, 512, 90, false),
+    ];
+    for (heads, dim, written, half) in cases {
         let shape = Shape { positions: 300, heads, dim };
         let width = heads * dim;
         let plain = Pool::new(1);

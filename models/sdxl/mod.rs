@@ -1,0 +1,49 @@
+//! Stable Diffusion XL: two readings of a prompt (`tokenizer`, `clip`), the network that takes noise away (`unet`), step by
+//! step (`generate` with a `scheduler` and `noise`), and the way between pixels and latents (`vae`). `weights` opens a
+//! diffusers folder or a single checkpoint file and builds the networks, with a `lora` if there is one.
+//!
+//! A prediction's way: `input` (what was asked) → `image` (what was sent) → `pipeline` and `running` (whose turn it is) →
+//! `generate` → `watermark` → `output`.
+
+mod bench;
+mod change;
+pub mod clip;
+pub mod config;
+mod cost;
+mod fields;
+pub mod generate;
+pub mod golden;
+mod image;
+mod input;
+mod layers;
+pub mod lora;
+pub mod noise;
+mod original;
+mod output;
+mod pipeline;
+mod running;
+pub mod scheduler;
+mod sizes;
+pub mod synth;
+#[cfg(test)]
+mod tests;
+pub mod tokenizer;
+pub mod unet;
+mod unet_blocks;
+pub mod vae;
+mod vae_tiles;
+mod watermark;
+pub mod weights;
+
+use std::sync::Arc;
+
+pub const ENTRY: crate::Entry = crate::Entry {
+    name: "sdxl",
+    schema: || schema::ModelSchema { input: input::Input::fields(), output: schema::Output::UriList },
+    model: || Arc::new(pipeline::Sdxl),
+    lock: include_str!("weights.lock"),
+    manifest: include_str!("cog.yaml"),
+    bench: bench::run,
+    golden: golden::compare,
+    synth: synth::SHAPES,
+};

@@ -1,0 +1,290 @@
+//! A loaded SDXL: one prediction at a time, for an image of the true net fills any device. A step reads the prompt, makes one
+//! call of a net, or decodes one image, so that a cancel is heard within one call and other models go on between.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device};
+use kernels::Pool;
+use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, PredictError, Weights};
+use runner::weights::{self, Lock, Progress};
+
+use super::change::Change;
+use super::cost;
+use super::generate::{Generator, Nets};
+use super::input::{Asked, MAX_SIDE};
+use super::running::{Now, Running};
+use super::weights::{Component, Load, Opened};
+
+const MAX_THREADS: usize = 1024;
+/// Of every prompt.
+const TEXT_TOKENS: usize = 77;
+/// The share of the processor's multiply-adds that is reckoned with before anything was measured.
+const USUAL_SHARE: f64 = 0.45;
+
+/// The folder's entry into `ALL`: loads any SDXL.
+pub struct Sdxl;
+
+impl Model for Sdxl {
+    fn needs(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+        alone(spec)?;
+        let files = Files::open(&spec.weights, report)?;
+        let (device, pool) = (runner::device::pick(&spec.device)?, Arc::new(Pool::new(1)));
+        let load = Load { device: &device, pool: &pool, precision: precision(spec)?, adapter: None };
+        Ok(files.bytes(load)? + files.scratch())
+    }
+
+    fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
+        Ok(Box::new(Pipeline::load(spec, report)?))
+    }
+}
+
+/// The parts of a pipeline as they lie on the disk.
+pub struct Files {
+    pub base: Opened,
+    pub refiner: Option<Opened>,
+}
+
+/// What a pipeline is built with, the same for all its life.
+pub struct Setting {
+    pub device: Device,
+    pub pool: Arc<Pool>,
+    pub precision: Option<DType>,
+}
+
+pub struct Pipeline {
+    pub files: Files,
+    pub setting: Setting,
+    /// None only while it is loaded anew.
+    generator: Option<Generator>,
+    /// What the base's weights were changed with.
+    change: Option<Change>,
+    /// Operations per second that calls have come to.
+    speed: Option<f64>,
+    defaults: Map,
+    provenance: Map,
+    pub bytes: u64,
+    running: Option<Running>,
+}
+
+impl Pipeline {
+    pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
+        alone(spec)?;
+        let files = Files::open(&spec.weights, report)?;
+        let device = runner::device::pick(&spec.device)?;
+        let threads = spec.threads.map_or_else(|| runner::device::cpu().cores, |threads| threads as usize);
+        if threads == 0 || threads > MAX_THREADS {
+            return Err(PredictError::Operator(format!("threads is {threads}; 1 to {MAX_THREADS}")));
+        }
+        let pool = Arc::new(Pool::new(threads));
+        let speed = device.is_cpu().then(|| USUAL_SHARE * kernels::peak::flops(&pool));
+        let setting = Setting { device, pool, precision: precision(spec)? };
+        let began = Instant::now();
+        let generator = files.generator(&setting, None, report)?;
+        let bytes = files.bytes(setting.load())?;
+        let refiner = if files.refiner.is_some() { "with" } else { "without" };
+        report(&format!(
+            "SDXL {refiner} refiner: {} MB of weights ready in {:.2} s; {threads} threads",
+            bytes / 1_000_000,
+            began.elapsed().as_secs_f64(),
+        ));
+        let mut provenance = (*spec.provenance).clone();
+        provenance.insert("program".into(), concat!("pinion ", env!("CARGO_PKG_VERSION")).into());
+        provenance.insert("model".into(), spec.target.clone().into());
+        Ok(Self {
+            files,
+            setting,
+            generator: Some(generator),
+            change: None,
+            speed,
+            defaults: spec.defaults.clone(),
+            provenance,
+            bytes,
+            running: None,
+        })
+    }
+
+    /// The generator whose weights are changed as this prediction wants them, or not at all.
+    pub fn generator(&mut self) -> Result<&Generator, PredictError> {
+        let wanted = self.running.as_ref().and_then(Running::change);
+        let same = wanted.map(|change| &change.key) == self.change.as_ref().map(|change| &change.key);
+        if !same || self.generator.is_none() {
+            let wanted = wanted.cloned();
+            // Two of them would not fit.
+            self.generator = None;
+            self.change = None;
+            let generator = self.files.generator(&self.setting, wanted.as_ref(), &mut |_| {})?;
+            self.generator = Some(generator);
+            self.change = wanted;
+        }
+        self.generator.as_ref().ok_or_else(|| PredictError::Operator("the weights are gone".into()))
+    }
+}
+
+impl Setting {
+    pub fn load(&self) -> Load<'_> {
+        Load { device: &self.device, pool: &self.pool, precision: self.precision, adapter: None }
+    }
+}
+
+impl Loaded for Pipeline {
+    fn admit(&mut self, job: Job) -> Result<(), PredictError> {
+        if self.running.is_some() {
+            return Err(PredictError::RetryLater("one image is drawn at a time".into()));
+        }
+        let asked = Asked::read(job.input, &self.defaults, job.seed)?;
+        let Some(generator) = &self.generator else {
+            return Err(PredictError::Operator("the weights are gone".into()));
+        };
+        self.running = Some(Running::new(job.id, asked, &self.files, &generator.base.scheduler, self.provenance.clone())?);
+        Ok(())
+    }
+
+    fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError> {
+        let Some(running) = &mut self.running else { return Ok(()) };
+        if running.start(self.speed, self.generator.as_ref(), &self.files, emit) {
+            return Ok(());
+        }
+        let generator = self.generator();
+        let mut result = generator.map(drop);
+        let (running, speed) = (&mut self.running, &mut self.speed);
+        if let (Ok(()), Some(generator), Some(running)) = (&result, &self.generator, running.as_mut()) {
+            match running.step(generator, speed, emit) {
+                Ok(Now::GoesOn) => return Ok(()),
+                Ok(Now::Ended) => {}
+                Err(error) => result = Err(error),
+            }
+        }
+        let ended = running.take();
+        match (result, ended) {
+            // The prediction's own fault ends the prediction and nothing else.
+            (Err(PredictError::FixInput(error)), Some(running)) => {
+                emit(&running.id, Event::Ended(Outcome::Failed { error }));
+                Ok(())
+            }
+            (result, _) => result,
+        }
+    }
+
+    fn cancel(&mut self, id: &Id) {
+        self.running.take_if(|running| running.id == *id);
+    }
+
+    fn active(&self) -> usize {
+        usize::from(self.running.is_some())
+    }
+
+    fn capacity(&self) -> usize {
+        1
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Files {
+    /// Fetched first if need be.
+    pub fn open(weights: &Weights, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
+        match weights {
+            Weights::Path(path) => Self::find(path),
+            Weights::Locked { name, offline } => Self::find(&locate(name, *offline, report)?),
+            Weights::Synth { shape, dtype, seed } => {
+                Ok(Self { base: Opened::synth(shape, dtype, *seed)?, refiner: None })
+            }
+        }
+    }
+
+    /// A pipeline's folder or file. A folder may hold a refiner's in `refiner`; one that has the base in `base` may also
+    /// have another VAE in `vae`.
+    fn find(path: &Path) -> Result<Self, PredictError> {
+        let inside = |name: &str| Some(path.join(name)).filter(|path| path.exists());
+        let parted = inside("base").filter(|_| !path.join("unet").exists());
+        let vae = parted.as_ref().and_then(|_| inside("vae"));
+        let with = |opened: Opened| match &vae {
+            Some(vae) => opened.with_vae(vae),
+            None => Ok(opened),
+        };
+        let refiner = inside("refiner").map(|path| Opened::open(&path)).transpose()?;
+        Ok(Self { base: with(Opened::open(parted.as_deref().unwrap_or(path))?)?, refiner })
+    }
+
+    fn generator(
+        &self,
+        setting: &Setting,
+        change: Option<&Change>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Generator, PredictError> {
+        report("SDXL: reading the base");
+        let base = match change {
+            Some(change) => change.nets(&self.base, setting.load())?,
+            None => Nets::open(&self.base, setting.load())?,
+        };
+        let refiner = match &self.refiner {
+            None => None,
+            Some(refiner) => {
+                report("SDXL: reading the refiner");
+                Some(Nets::open(refiner, setting.load())?)
+            }
+        };
+        let vae = self.base.vae(setting.load())?;
+        Ok(Generator { base, refiner, vae, device: setting.device.clone() })
+    }
+
+    /// Of the weights as they are held, from headers alone.
+    fn bytes(&self, load: Load) -> Result<u64, PredictError> {
+        let base = Component::ALL.iter().map(|component| self.base.bytes(*component, load));
+        // The base's VAE serves both.
+        let own = Component::ALL.iter().filter(|component| **component != Component::Vae);
+        let refiner = self.refiner.iter().flat_map(|refiner| own.clone().map(|part| refiner.bytes(*part, load)));
+        base.chain(refiner).sum()
+    }
+
+    /// The most that a step takes beside the weights, of the largest image that can be asked for.
+    fn scratch(&self) -> u64 {
+        let side = MAX_SIDE / self.base.vae_config().factor();
+        let nets = [Some(&self.base), self.refiner.as_ref()].into_iter().flatten();
+        let calls = nets.map(|opened| cost::call_bytes(opened.unet_config(), 2, side, side));
+        calls.chain([cost::decode_bytes(self.base.vae_config(), side, side)]).max().unwrap_or_default()
+    }
+
+    /// Of decoding an image of so many pixels.
+    pub fn decode_operations(&self, width: usize, height: usize) -> f64 {
+        let config = self.base.vae_config();
+        cost::decode_operations(config, height / config.factor(), width / config.factor())
+    }
+}
+
+/// Of one call of the base for so many images of so many pixels.
+pub fn call_operations(generator: &Generator, images: usize, width: usize, height: usize) -> f64 {
+    let factor = generator.vae.config().factor();
+    images as f64 * generator.base.unet.operations(height / factor, width / factor, TEXT_TOKENS) as f64
+}
+
+/// More at once would only take turns, and each would take the memory of an image.
+fn alone(spec: &LoadSpec) -> Result<(), PredictError> {
+    match spec.concurrency {
+        None | Some(1) => Ok(()),
+        Some(n) => Err(PredictError::Operator(format!("concurrency is {n}; an SDXL draws for one prediction at a time"))),
+    }
+}
+
+/// What the weights are kept in where the operator says; none: as the files have them.
+fn precision(spec: &LoadSpec) -> Result<Option<DType>, PredictError> {
+    spec.precision.as_deref().map(|asked| runner::device::precision(Some(asked), DType::F32, None)).transpose()
+}
+
+/// Where pinned weights lie, fetched first if need be.
+fn locate(name: &str, offline: bool, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
+    let lock = Lock::parse(super::ENTRY.lock)?;
+    let mirrors = weights::mirrors(super::ENTRY.manifest, name)?;
+    let mut options = weights::Options::from_env();
+    options.offline |= offline;
+    weights::ensure(lock.entry(name)?, &mirrors, &options, &mut |progress| match progress {
+        Progress::Waiting { file } => report(&format!("{file}: another process is fetching it")),
+        Progress::Trying { file, source } => report(&format!("{file}: asking {source}")),
+        Progress::Failed { file, source, why } => report(&format!("{file}: {source}: {why}")),
+        Progress::Bytes { .. } => {}
+    })
+}

@@ -1,0 +1,570 @@
+//! Weights to networks: a diffusers folder, a single checkpoint file, or random weights of a shape. Knows where each
+//! network's tensors are and in which precision they are held; refuses to know what the networks do.
+//!
+//! Tensors are taken one by one from the mapped files, and their pages given back: a network's weights are in memory once.
+//! On the CPU those of 16 bits stay 16 bits.
+
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use kernels::Pool;
+use kernels::op::{Conv2d, ConvShape, Dense, Part};
+use prediction::PredictError;
+use runner::SafeTensors;
+use runner::synth::Synth;
+use serde_json::Value;
+
+use super::clip::TextEncoder;
+use super::config::{TextConfig, UnetConfig, VaeConfig};
+use super::layers::Norm;
+use super::original::{self, Place, Take};
+use super::sizes::{self, Sizes};
+use super::unet::Unet;
+use super::vae::Vae;
+use crate::shared::raw::Raw;
+
+/// A part of a pipeline with weights of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Component {
+    /// CLIP-L, which a refiner lacks.
+    Text1,
+    /// OpenCLIP-bigG, with the pooled text.
+    Text2,
+    Unet,
+    Vae,
+}
+
+impl Component {
+    pub const ALL: [Component; 4] = [Component::Text1, Component::Text2, Component::Unet, Component::Vae];
+
+    /// Its folder in a pipeline's.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Component::Text1 => "text_encoder",
+            Component::Text2 => "text_encoder_2",
+            Component::Unet => "unet",
+            Component::Vae => "vae",
+        }
+    }
+
+    /// What its weight files' names begin with.
+    fn stem(self) -> &'static str {
+        match self {
+            Component::Text1 | Component::Text2 => "model",
+            Component::Unet | Component::Vae => "diffusion_pytorch_model",
+        }
+    }
+}
+
+/// What changes weights while they are read: an adapter's low-rank products.
+pub trait Adapter {
+    fn touches(&self, component: Component, name: &str) -> bool;
+    /// Adds to a tensor of this diffusers name and shape, row-major.
+    fn add(&self, component: Component, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), PredictError>;
+}
+
+/// How networks are to be built.
+#[derive(Clone, Copy)]
+pub struct Load<'a> {
+    pub device: &'a Device,
+    pub pool: &'a Arc<Pool>,
+    /// What weights are held in; none: as they are stored.
+    pub precision: Option<DType>,
+    pub adapter: Option<&'a dyn Adapter>,
+}
+
+/// A pipeline's files, opened and understood.
+pub struct Opened {
+    path: PathBuf,
+    texts: [Option<TextConfig>; 2],
+    unet: UnetConfig,
+    vae: VaeConfig,
+    sources: [Option<Source>; 4],
+    beside: Beside,
+}
+
+/// Where files that hold no weights come from.
+enum Beside {
+    Folder,
+    /// A single file has none: what its shape usually has.
+    Usual(&'static Sizes),
+    Synth(Arc<Synth>),
+}
+
+/// Where a component's tensors come from, and under which names.
+#[derive(Clone)]
+enum Source {
+    Folder(Arc<SafeTensors>),
+    /// Under the first implementation's names, behind a prefix.
+    Single(Arc<SafeTensors>, &'static str, Naming),
+    Synth(Arc<Synth>),
+}
+
+#[derive(Clone, Copy)]
+enum Naming {
+    Transformers,
+    OpenClip,
+    Unet,
+    Vae,
+}
+
+impl Opened {
+    /// A diffusers folder with `model_index.json`, or a single `.safetensors` file.
+    pub fn open(path: &Path) -> Result<Self, PredictError> {
+        if !path.is_dir() {
+            return Self::open_single(path);
+        }
+        let read = |component: Component| -> Result<Option<(String, Value)>, PredictError> {
+            let name = format!("{}/config.json", component.folder());
+            let place = path.join(&name);
+            if !place.exists() {
+                return Ok(None);
+            }
+            let wrong = |why: &dyn Display| PredictError::Operator(format!("{}: {why}", place.display()));
+            let text = std::fs::read(&place).map_err(|error| wrong(&error))?;
+            let json = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
+            Ok(Some((name, json)))
+        };
+        let needed = |component: Component| {
+            let why = format!("{}: has no {}/config.json: not a diffusers folder", path.display(), component.folder());
+            read(component)?.ok_or(PredictError::Operator(why))
+        };
+        let text = |component| read(component)?.map(|(name, json)| TextConfig::read(&name, &json)).transpose();
+        let source = |component: Component| -> Result<Option<Source>, PredictError> {
+            let folder = path.join(component.folder());
+            if !folder.is_dir() {
+                return Ok(None);
+            }
+            Ok(Some(Source::Folder(Arc::new(open_variant(&folder, component)?))))
+        };
+        let (unet, vae) = (needed(Component::Unet)?, needed(Component::Vae)?);
+        let this = Self {
+            path: path.to_owned(),
+            texts: [text(Component::Text1)?, text(Component::Text2)?],
+            unet: UnetConfig::read(&unet.0, &unet.1)?,
+            vae: VaeConfig::read(&vae.0, &vae.1)?,
+            sources: [
+                source(Component::Text1)?,
+                source(Component::Text2)?,
+                source(Component::Unet)?,
+                source(Component::Vae)?,
+            ],
+            beside: Beside::Folder,
+        };
+        Ok(this)
+    }
+
+    fn open_single(path: &Path) -> Result<Self, PredictError> {
+        let tensors = SafeTensors::open(path)?;
+        let sizes =
+            if tensors.has("conditioner.embedders.1.model.ln_final.weight") { &sizes::BASE } else { &sizes::REFINER };
+        Self::single(path, tensors, sizes)
+    }
+
+    /// A single file of these sizes.
+    pub(super) fn single(path: &Path, tensors: SafeTensors, sizes: &'static Sizes) -> Result<Self, PredictError> {
+        let tensors = Arc::new(tensors);
+        if !tensors.has("model.diffusion_model.input_blocks.0.0.weight") {
+            let why = "has no model.diffusion_model.input_blocks.0.0.weight: not a single-file checkpoint of SDXL";
+            return Err(PredictError::Operator(format!("{}: {why}", path.display())));
+        }
+        let source = |prefix, naming| Some(Source::Single(tensors.clone(), prefix, naming));
+        let (first, second) = match sizes.is_base() {
+            true => (
+                source("conditioner.embedders.0.transformer.", Naming::Transformers),
+                source("conditioner.embedders.1.model.", Naming::OpenClip),
+            ),
+            false => (None, source("conditioner.embedders.0.model.", Naming::OpenClip)),
+        };
+        let sources =
+            [first, second, source("model.diffusion_model.", Naming::Unet), source("first_stage_model.", Naming::Vae)];
+        Self::of_sizes(path, sizes.files("float16"), sources, Beside::Usual(sizes))
+    }
+
+    /// Random weights of a shape.
+    pub fn synth(shape: &str, dtype: &str, seed: u64) -> Result<Self, PredictError> {
+        let synth = Arc::new(Synth::new(crate::shape(shape)?, dtype, seed)?);
+        let (mut files, mut sources) = (Vec::new(), [None, None, None, None]);
+        for component in Component::ALL {
+            let name = format!("{}/config.json", component.folder());
+            if let Some(text) = synth.file(&name) {
+                let json =
+                    serde_json::from_slice(text).map_err(|error| PredictError::Operator(format!("{name}: {error}")))?;
+                files.push((name, json));
+                sources[component as usize] = Some(Source::Synth(synth.clone()));
+            }
+        }
+        Self::of_sizes(&PathBuf::from(synth.title()), files, sources, Beside::Synth(synth))
+    }
+
+    fn of_sizes<N: AsRef<str>>(
+        path: &Path,
+        files: Vec<(N, Value)>,
+        sources: [Option<Source>; 4],
+        beside: Beside,
+    ) -> Result<Self, PredictError> {
+        let json = |component: Component| {
+            let name = format!("{}/config.json", component.folder());
+            let json = files.iter().find(|(known, _)| known.as_ref() == name).map(|(_, json)| json);
+            json.map(|json| (name, json))
+        };
+        let text = |component| json(component).map(|(name, json)| TextConfig::read(&name, json)).transpose();
+        let missing = || PredictError::Operator(format!("{}: is not a shape of SDXL", path.display()));
+        let (unet, vae) = (json(Component::Unet).ok_or_else(missing)?, json(Component::Vae).ok_or_else(missing)?);
+        Ok(Self {
+            path: path.to_owned(),
+            texts: [text(Component::Text1)?, text(Component::Text2)?],
+            unet: UnetConfig::read(&unet.0, unet.1)?,
+            vae: VaeConfig::read(&vae.0, vae.1)?,
+            sources,
+            beside,
+        })
+    }
+
+    /// Another VAE in place of its own: a folder with `config.json` and weights, or a single file without a prefix.
+    pub fn with_vae(mut self, path: &Path) -> Result<Self, PredictError> {
+        let source = if path.is_dir() {
+            let file = path.join("config.json");
+            let wrong = |why: &dyn Display| PredictError::Operator(format!("{}: {why}", file.display()));
+            let text = std::fs::read(&file).map_err(|error| wrong(&error))?;
+            let json = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
+            self.vae = VaeConfig::read(&file.display().to_string(), &json)?;
+            Source::Folder(Arc::new(open_variant(path, Component::Vae)?))
+        } else {
+            Source::Single(Arc::new(SafeTensors::open(path)?), "", Naming::Vae)
+        };
+        self.sources[Component::Vae as usize] = Some(source);
+        Ok(self)
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file without weights, by its name in a diffusers folder, e.g. `scheduler/scheduler_config.json`.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, PredictError> {
+        let whole = match &self.beside {
+            Beside::Synth(synth) => synth.file(name).map(<[u8]>::to_vec),
+            Beside::Usual(sizes) => {
+                let files = sizes.files("float16");
+                files.into_iter().find(|(known, _)| *known == name).map(|(_, json)| json.to_string().into_bytes())
+            }
+            Beside::Folder => {
+                let place = self.path.join(name);
+                match std::fs::read(&place) {
+                    Ok(bytes) => Some(bytes),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                    Err(error) => return Err(PredictError::Operator(format!("{}: {error}", place.display()))),
+                }
+            }
+        };
+        Ok(whole)
+    }
+
+    /// None for the CLIP that a refiner lacks.
+    pub fn text_config(&self, component: Component) -> Option<&TextConfig> {
+        self.texts.get(component as usize)?.as_ref()
+    }
+
+    pub fn unet_config(&self) -> &UnetConfig {
+        &self.unet
+    }
+
+    pub fn vae_config(&self) -> &VaeConfig {
+        &self.vae
+    }
+
+    /// `Text1` or `Text2`; none where the pipeline has none.
+    pub fn text_encoder(&self, component: Component, load: Load) -> Result<Option<TextEncoder>, PredictError> {
+        let Some(config) = self.text_config(component) else { return Ok(None) };
+        TextEncoder::load(config.clone(), &self.reader(component, load)?).map(Some)
+    }
+
+    pub fn unet(&self, load: Load) -> Result<Unet, PredictError> {
+        Unet::load(self.unet.clone(), &self.reader(Component::Unet, load)?)
+    }
+
+    /// One that would leave the range of f16 is held in f32 where 16 bits would be computed with.
+    pub fn vae(&self, load: Load) -> Result<Vae, PredictError> {
+        let precision = self.vae_precision(load);
+        Vae::load(self.vae.clone(), &self.reader(Component::Vae, Load { precision, ..load })?)
+    }
+
+    fn vae_precision(&self, load: Load) -> Option<DType> {
+        // On the CPU weights of 16 bits meet activations of 32.
+        let safe = load.device.is_cpu() || !self.vae.force_upcast || load.precision == Some(DType::BF16);
+        if safe { load.precision } else { Some(DType::F32) }
+    }
+
+    /// Bytes of a component's weights as they will be held, from headers alone; 0 where the pipeline lacks it. Biases and
+    /// norms are f32.
+    pub fn bytes(&self, component: Component, load: Load) -> Result<u64, PredictError> {
+        let Some(source) = &self.sources[component as usize] else { return Ok(0) };
+        let precision = if component == Component::Vae { self.vae_precision(load) } else { load.precision };
+        let size = |dtype: DType, shape: &[usize]| {
+            let held = if shape.len() < 2 { DType::F32 } else { precision.unwrap_or(dtype) };
+            (shape.iter().product::<usize>() * held.size_in_bytes()) as u64
+        };
+        match source {
+            Source::Folder(tensors) => {
+                tensors.names().map(|name| tensors.tensor(name).map(|t| size(t.dtype, t.shape))).sum()
+            }
+            Source::Single(tensors, prefix, _) => {
+                let own = tensors.names().filter(|name| name.starts_with(prefix));
+                own.map(|name| tensors.tensor(name).map(|t| size(t.dtype, t.shape))).sum()
+            }
+            Source::Synth(synth) => {
+                let prefix = format!("{}/", component.folder());
+                let own = synth.names().filter(|name| name.starts_with(&prefix));
+                own.map(|name| Ok(size(synth.dtype(), synth.shape(name)?))).sum()
+            }
+        }
+    }
+
+    /// Diffusers' names and the shapes of a component's tensors: what an adapter has to fit.
+    pub fn tensors(&self, component: Component) -> Result<Vec<(String, Vec<usize>)>, PredictError> {
+        let own = format!("{}/{}/", component.folder(), component.stem());
+        let planned = |plan: Vec<runner::synth::Tensor>| {
+            let own = plan.into_iter().filter_map(|t| Some((t.name.strip_prefix(&own)?.to_owned(), t.shape)));
+            own.collect::<Vec<_>>()
+        };
+        Ok(match (&self.sources[component as usize], &self.beside) {
+            (None, _) => Vec::new(),
+            (Some(Source::Folder(tensors)), _) => {
+                let all = tensors.names().map(|name| {
+                    let clip = matches!(component, Component::Text1 | Component::Text2);
+                    let newer = clip && !name.starts_with("text_");
+                    let known = if newer { format!("text_model.{name}") } else { name.to_owned() };
+                    Ok((known, tensors.tensor(name)?.shape.to_vec()))
+                });
+                all.collect::<Result<_, PredictError>>()?
+            }
+            (Some(Source::Synth(synth)), _) => {
+                let all = synth.names().filter_map(|name| Some((name, name.strip_prefix(&own)?)));
+                let all = all.map(|(name, known)| Ok((known.to_owned(), synth.shape(name)?.to_vec())));
+                all.collect::<Result<_, PredictError>>()?
+            }
+            (Some(Source::Single(..)), Beside::Usual(sizes)) => planned(super::synth::tensors(sizes)),
+            // Another VAE in a single file: no adapter is for one.
+            (Some(Source::Single(..)), _) => Vec::new(),
+        })
+    }
+
+    fn reader<'a>(&'a self, component: Component, load: Load<'a>) -> Result<Reader<'a>, PredictError> {
+        let source = self.sources[component as usize]
+            .as_ref()
+            .ok_or_else(|| PredictError::Operator(format!("{}: has no {}", self.path.display(), component.folder())))?;
+        Ok(Reader { opened: self, source, component, load, prefix: String::new() })
+    }
+}
+
+/// A component's weights: the plain ones, else those of half precision, whole or in shards. Other files are let be.
+fn open_variant(folder: &Path, component: Component) -> Result<SafeTensors, PredictError> {
+    let stem = component.stem();
+    let names = [
+        format!("{stem}.safetensors"),
+        format!("{stem}.safetensors.index.json"),
+        format!("{stem}.fp16.safetensors"),
+        format!("{stem}.safetensors.index.fp16.json"),
+        format!("{stem}.fp16.safetensors.index.json"),
+    ];
+    let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
+    // With none of them there is one of another name, or a sentence that says what there is.
+    SafeTensors::open(&found.unwrap_or_else(|| folder.to_owned()))
+}
+
+/// Builds layers from the tensors under a prefix.
+pub struct Reader<'a> {
+    opened: &'a Opened,
+    source: &'a Source,
+    component: Component,
+    pub load: Load<'a>,
+    prefix: String,
+}
+
+impl<'a> Reader<'a> {
+    /// What is under `name`.
+    pub fn at(&self, name: impl Display) -> Reader<'a> {
+        let prefix = format!("{}{name}.", self.prefix);
+        Reader { opened: self.opened, source: self.source, component: self.component, load: self.load, prefix }
+    }
+
+    /// Where it stands, with a dot at the end unless it is the top.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A dense layer with a bias.
+    pub fn dense(&self, name: &str, out: usize, inputs: usize) -> Result<Dense, PredictError> {
+        self.stack(&[name], out, inputs, true)
+    }
+
+    /// Layers that read the same, one below the other.
+    pub fn stack(&self, names: &[&str], out: usize, inputs: usize, biased: bool) -> Result<Dense, PredictError> {
+        let mut raws = Vec::with_capacity(names.len());
+        let mut bias = Vec::new();
+        for name in names {
+            raws.push(self.matrix(&format!("{name}.weight"), out, inputs)?);
+            if biased {
+                bias.extend(self.raw(&format!("{name}.bias"))?.of_shape(&[out])?.to_f32());
+            }
+        }
+        let dense = self.finish(&raws, inputs, biased.then_some(bias));
+        names.iter().for_each(|name| self.done(&format!("{name}.weight")));
+        dense
+    }
+
+    /// Layers of several places that read the same, each of its own width.
+    pub fn gather(&self, places: &[(String, usize)], inputs: usize) -> Result<Dense, PredictError> {
+        let mut raws = Vec::with_capacity(places.len());
+        let mut bias = Vec::new();
+        for (name, out) in places {
+            raws.push(self.matrix(&format!("{name}.weight"), *out, inputs)?);
+            bias.extend(self.raw(&format!("{name}.bias"))?.of_shape(&[*out])?.to_f32());
+        }
+        self.finish(&raws, inputs, Some(bias))
+    }
+
+    fn finish(&self, raws: &[Raw], inputs: usize, bias: Option<Vec<f32>>) -> Result<Dense, PredictError> {
+        let parts: Vec<Part> = raws.iter().map(part).collect();
+        Dense::new(&parts, inputs, bias, self.load.device, self.load.pool)
+            .map_err(|error| broken(&raws[0].name, &error))
+    }
+
+    pub fn conv(&self, name: &str, shape: ConvShape) -> Result<Conv2d, PredictError> {
+        let weight = format!("{name}.weight");
+        let raw = self.held(&weight)?.of_shape(&[shape.out, shape.in_, shape.kernel, shape.kernel])?;
+        let bias = self.raw(&format!("{name}.bias"))?.of_shape(&[shape.out])?.to_f32();
+        let conv = Conv2d::new(part(&raw), shape, Some(bias), self.load.device, self.load.pool);
+        let conv = conv.map_err(|error| broken(&raw.name, &error));
+        self.done(&weight);
+        conv
+    }
+
+    pub fn norm(&self, name: &str, width: usize) -> Result<Norm, PredictError> {
+        let read = |kind: &str| {
+            let name = format!("{name}.{kind}");
+            let values = self.raw(&name)?.of_shape(&[width])?.to_f32();
+            Tensor::from_vec(values, width, self.load.device).map_err(|error| broken(&name, &error))
+        };
+        Ok(Norm { weight: read("weight")?, bias: read("bias")? })
+    }
+
+    /// `[rows, width]` in the precision that weights are held in: what is looked up.
+    pub fn table(&self, name: &str, rows: usize, width: usize) -> Result<Tensor, PredictError> {
+        let raw = self.held(name)?.of_shape(&[rows, width])?;
+        let table = Tensor::from_raw_buffer(&raw.bytes, raw.dtype, &[rows, width], self.load.device);
+        let table = table.map_err(|error| broken(name, &error));
+        self.done(name);
+        table
+    }
+
+    /// `[out, inputs]`, also where the file has it as a convolution of one pixel.
+    fn matrix(&self, name: &str, out: usize, inputs: usize) -> Result<Raw<'a>, PredictError> {
+        let mut raw = self.held(name)?;
+        if raw.shape.len() > 2 && raw.shape[2..].iter().all(|&size| size == 1) {
+            raw.shape.truncate(2);
+        }
+        raw.of_shape(&[out, inputs])
+    }
+
+    /// As it will be held, with what the adapter adds.
+    fn held(&self, name: &str) -> Result<Raw<'a>, PredictError> {
+        let raw = self.raw(name)?;
+        let precision = self.load.precision.unwrap_or(raw.dtype);
+        let full = format!("{}{name}", self.prefix);
+        let Some(adapter) = self.load.adapter.filter(|adapter| adapter.touches(self.component, &full)) else {
+            return Ok(raw.converted(precision));
+        };
+        let mut values = raw.to_f32();
+        adapter.add(self.component, &full, &raw.shape, &mut values)?;
+        Ok(raw.with_values(&values, precision))
+    }
+
+    /// As the file has it, under whichever of its names it is there.
+    fn raw(&self, name: &str) -> Result<Raw<'a>, PredictError> {
+        let (place, take) = self.place(name);
+        let (dtype, shape, bytes) = match self.source {
+            Source::Folder(tensors) | Source::Single(tensors, _, _) => {
+                let tensor = tensors.tensor(&place)?;
+                (tensor.dtype, tensor.shape, Cow::Borrowed(tensor.bytes))
+            }
+            Source::Synth(synth) => (synth.dtype(), synth.shape(&place)?, Cow::Owned(synth.bytes(&place)?)),
+        };
+        taken(Raw::new(&place, dtype, shape, bytes)?, take)
+    }
+
+    /// What the file calls a tensor.
+    fn place(&self, name: &str) -> Place {
+        let full = format!("{}{name}", self.prefix);
+        match self.source {
+            Source::Folder(tensors) => {
+                // transformers and diffusers have both renamed tensors: older files, newer files.
+                let older = |name: &str| OLDER.iter().fold(name.to_owned(), |name, (new, old)| name.replace(new, old));
+                let names = [full.strip_prefix("text_model.").unwrap_or(&full).to_owned(), older(&full)];
+                let found = names.into_iter().find(|name| !tensors.has(&full) && tensors.has(name));
+                (found.unwrap_or(full), Take::Whole)
+            }
+            Source::Single(_, prefix, naming) => {
+                let place = match naming {
+                    Naming::Transformers => None,
+                    Naming::OpenClip => original::open_clip(&full),
+                    Naming::Unet => original::unet(&full, &self.opened.unet),
+                    Naming::Vae => original::vae(&full, &self.opened.vae),
+                };
+                let (name, take) = place.unwrap_or((full, Take::Whole));
+                (format!("{prefix}{name}"), take)
+            }
+            Source::Synth(_) => (format!("{}/{}/{full}", self.component.folder(), self.component.stem()), Take::Whole),
+        }
+    }
+
+    /// The weight is in memory in its own layout: its pages of the file need not be.
+    fn done(&self, name: &str) {
+        if let Source::Folder(tensors) | Source::Single(tensors, _, _) = self.source {
+            tensors.advise_drop(&self.place(name).0);
+        }
+    }
+}
+
+/// What diffusers called the VAE's attention before.
+const OLDER: [(&str, &str); 4] =
+    [("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")];
+
+fn part<'a>(raw: &'a Raw) -> Part<'a> {
+    Part { format: raw.format(), out: raw.shape[0], bytes: &raw.bytes }
+}
+
+fn taken(mut raw: Raw, take: Take) -> Result<Raw, PredictError> {
+    let size = raw.dtype.size_in_bytes();
+    match (take, raw.shape.as_slice()) {
+        (Take::Third(third), &[rows, ..]) if rows % 3 == 0 => {
+            let part = raw.bytes.len() / 3;
+            let range = third * part..(third + 1) * part;
+            raw.bytes = match raw.bytes {
+                Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
+                Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+            };
+            raw.shape[0] = rows / 3;
+        }
+        (Take::Turned, &[rows, columns]) => {
+            let at = |to: usize| (to % rows * columns + to / rows) * size;
+            raw.bytes = Cow::Owned((0..rows * columns).flat_map(|to| raw.bytes[at(to)..][..size].to_vec()).collect());
+            raw.shape = vec![columns, rows];
+        }
+        (Take::Whole, _) => {}
+        (_, shape) => {
+            let why = format!("tensor {} is {shape:?}; three matrices, or one, are needed", raw.name);
+            return Err(PredictError::Operator(why));
+        }
+    }
+    Ok(raw)
+}
+
+fn broken(name: &str, error: &candle_core::Error) -> PredictError {
+    PredictError::Operator(format!("tensor {name}: {error}"))
+}

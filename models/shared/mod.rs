@@ -1,0 +1,3 @@
+//! What more than one model already uses. Refuses to know any of them.
+
+pub mod raw;
