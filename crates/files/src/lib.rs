@@ -17,7 +17,7 @@ use store::files::Files;
 use tokio::task::JoinHandle;
 
 pub use inputs::{Fetching, Limits};
-pub use outputs::Keeping;
+pub use outputs::{Keeping, output_name};
 
 /// How long an expired file may still lie on the disk. Nobody can read it there.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
