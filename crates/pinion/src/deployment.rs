@@ -1,7 +1,7 @@
 //! cog.yaml and the models of this build, brought together: what is served, under which version ids, from which weights.
 //! Knows both sides; refuses to load anything.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use prediction::{LoadSpec, Weights};
@@ -11,6 +11,7 @@ use schema::config::{Config, Served, WeightsFrom};
 use serde_json::json;
 
 use crate::failure::Failure;
+use crate::launch;
 
 /// What is served when no file is named.
 const DEFAULT_COG_YAML: &str = include_str!("../../../cog.yaml");
@@ -29,10 +30,10 @@ pub struct CogYaml {
 impl CogYaml {
     /// Reads the named file, or the built-in cog.yaml, and resolves every name in it.
     pub fn load(&self) -> Result<Deployment, Failure> {
-        let Some(path) = &self.config else { return Deployment::read(DEFAULT_COG_YAML) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::BadInput(format!("--config {}: {error}", path.display())))?;
-        Deployment::read(&text)
+        match &self.config {
+            None => Deployment::built_in(),
+            Some(path) => Deployment::read_file("--config", path),
+        }
     }
 }
 
@@ -57,9 +58,20 @@ pub struct Locked {
 }
 
 impl Deployment {
+    /// What is served when no file is named.
+    pub fn built_in() -> Result<Self, Failure> {
+        Self::read(DEFAULT_COG_YAML)
+    }
+
+    /// `word` is the one that named the file.
+    pub fn read_file(word: &str, path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path);
+        Self::read(&text.map_err(|error| Failure::BadInput(format!("{word} {}: {error}", path.display())))?)
+    }
+
     /// Resolves every name in a cog.yaml's text.
     fn read(text: &str) -> Result<Self, Failure> {
-        let config = Config::parse(text).map_err(|error| Failure::BadInput(error.to_string()))?;
+        let config = Config::parse_with(text, &known).map_err(|error| Failure::BadInput(error.to_string()))?;
         let offers = config.models.iter().map(offer).collect::<Result<_, _>>()?;
         Ok(Self { config, offers })
     }
@@ -81,6 +93,29 @@ impl Deployment {
         Self::read(&json!({"native": {"models": [served]}}).to_string())
     }
 
+    /// Serves this one and no other.
+    pub fn keep_only(&mut self, name: &str) {
+        self.offers.retain(|offer| offer.served.name == name);
+        self.config.models.retain(|model| model.name == name);
+    }
+
+    /// Every model may be on any device.
+    pub fn forget_devices(&mut self) {
+        self.offers.iter_mut().for_each(|offer| offer.served.device = None);
+        self.config.models.iter_mut().for_each(|model| model.device = None);
+    }
+
+    /// What cog.yaml sets for this process and its workers. What it was started with stays: that was said later. For the
+    /// beginning of the program, while it has one thread.
+    pub fn set_environment(&self) {
+        for (name, value) in &self.config.container.environment {
+            if std::env::var_os(name).is_none() {
+                // SAFETY: nobody else reads or writes the environment: there is no other thread yet.
+                unsafe { std::env::set_var(name, value) };
+            }
+        }
+    }
+
     /// By short name or by one of its `owner/name`s.
     pub fn find(&self, name: &str) -> Result<&Offer, Failure> {
         let matches = |offer: &&Offer| offer.served.name == name || offer.served.names.iter().any(|n| n == name);
@@ -91,9 +126,20 @@ impl Deployment {
     }
 }
 
+/// The model here whose lock names weights from the same place, and what they are called there. Of a hub, any revision.
+fn known(uri: &str) -> Option<(String, String)> {
+    let place = |uri: &str| uri.rsplit_once('@').map_or(uri, |(place, _)| place).to_owned();
+    models::ALL.iter().find_map(|model| {
+        let lock = Lock::parse(model.lock).ok()?;
+        let is_from = |entry: &&Entry| entry.sources.iter().any(|source| place(&source.uri) == place(uri));
+        let entry = lock.weights.iter().find(is_from)?;
+        Some((model.name.to_owned(), entry.name.clone()))
+    })
+}
+
 fn offer(served: &Served) -> Result<Offer, Failure> {
     let here = |why: String| Failure::BadInput(format!("cog.yaml: model {}: {why}", served.name));
-    let model = models::Entry::named(&served.model).ok_or_else(|| {
+    let model = launch::entries().find(|entry| entry.name == served.model).ok_or_else(|| {
         let known: Vec<&str> = models::ALL.iter().map(|entry| entry.name).collect();
         here(format!("model {:?} is not in this build; it has {}", served.model, known.join(", ")))
     })?;

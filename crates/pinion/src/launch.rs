@@ -13,7 +13,7 @@ use prediction::PredictError;
 use prediction::frame::FromWorker;
 use worker::Owned;
 
-use crate::child;
+use crate::{child, echo};
 use crate::devices::Device;
 use crate::failure::Failure;
 use crate::process::{self, Process};
@@ -73,7 +73,12 @@ impl Launch for Thread {
 
 /// Every model of this build, by its folder's name.
 pub fn registry() -> worker::Registry {
-    models::ALL.iter().map(|entry| (entry.name.to_owned(), (entry.model)())).collect::<BTreeMap<_, _>>()
+    entries().map(|entry| (entry.name.to_owned(), (entry.model)())).collect()
+}
+
+/// Every model of this build, and the echo that tests and benches serve.
+pub fn entries() -> impl Iterator<Item = &'static models::Entry> {
+    models::ALL.iter().chain(std::iter::once(&echo::ENTRY))
 }
 
 /// The device, opened: `cpu` or `cuda:N`.

@@ -1,6 +1,7 @@
 //! A model without weights that says back what it was told: for the tests and benches of everything above the seam.
-//! Refuses to be served to anybody: no `models/` folder names it.
+//! No `models/` folder names it: it is served only where a cog.yaml asks for `model: echo`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, Output, PredictError};
@@ -30,11 +31,14 @@ impl Model for Echo {
         Ok(bytes(spec))
     }
 
-    /// The defaults of a spec may hold `load_fails: "why"`, `load_says: "line"` and `needs_bytes: N`, which it claims to
-    /// hold.
+    /// The defaults of a spec may hold `load_fails: "why"`, `load_says: "line"`, `load_waits_for: "path"`, which is loaded
+    /// when that is there, and `needs_bytes: N`, which it claims to hold.
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         if let Some(line) = text(&spec.defaults, "load_says") {
             report(&line);
+        }
+        while text(&spec.defaults, "load_waits_for").is_some_and(|path| !Path::new(&path).exists()) {
+            std::thread::sleep(HOLD_PAUSE);
         }
         match text(&spec.defaults, "load_fails") {
             Some(why) => Err(PredictError::Operator(why)),

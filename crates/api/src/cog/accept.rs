@@ -59,7 +59,7 @@ pub async fn put(face: Arc<Face>, kind: Kind, id: String, request: Request) -> R
 }
 
 pub async fn cancel(State(face): State<Arc<Face>>, Path(id): Path<String>) -> Response {
-    let canceled = face.runs.find(&id).is_some_and(|run| run.cancel());
+    let canceled = face.runs.find(&id).map(|run| run.cancel()).is_some();
     let code = if canceled { StatusCode::OK } else { StatusCode::NOT_FOUND };
     (code, Json(json!({}))).into_response()
 }

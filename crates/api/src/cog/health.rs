@@ -34,6 +34,8 @@ pub async fn health(State(face): State<Arc<Face>>) -> Json<Value> {
 fn status(face: &Face, stage: Stage) -> &'static str {
     match stage {
         Stage::Starting => "STARTING",
+        // Loaded, and what hands it predictions is a moment behind.
+        Stage::Ready if face.ready().is_none() => "STARTING",
         Stage::Ready if face.runs.taken() >= face.runs.slots(face.setup.capacity()) => "BUSY",
         Stage::Ready => "READY",
         Stage::Failed => "SETUP_FAILED",

@@ -29,7 +29,7 @@ use schema::ModelSchema;
 use store::MemoryStore;
 use store::feed::Feed;
 
-pub use setup::{Setup, Stage};
+pub use setup::{Report, Setup, Stage};
 
 use runs::Runs;
 use setup::Overheard;
@@ -74,6 +74,8 @@ pub struct Engine {
     pub egress: Egress,
     /// The version id of what is served: digests of weights, schema and manifest.
     pub version: String,
+    /// Whatever must live as long.
+    pub keep: Box<dyn std::any::Any + Send + Sync>,
 }
 
 /// The face of one model. It answers before there is an engine behind it.

@@ -2,7 +2,7 @@
 //! watches. It ends with its last watcher where that was asked for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dispatch::{Dispatch, SubmitError};
 use prediction::{Event, Id, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp};
@@ -31,7 +31,6 @@ pub struct Run {
     request: Request,
     told: watch::Sender<Told>,
     stop: Notify,
-    pub cancel_asked: AtomicBool,
     pub viewers: AtomicUsize,
     /// Cancelled when nobody watches any more.
     ends_with_viewers: bool,
@@ -70,7 +69,6 @@ impl Run {
             request,
             told: watch::Sender::new(told),
             stop: Notify::new(),
-            cancel_asked: AtomicBool::new(false),
             viewers: AtomicUsize::new(0),
             ends_with_viewers: wanted.ends_with_viewers,
         })
@@ -80,11 +78,8 @@ impl Run {
         self.told.subscribe()
     }
 
-    /// False if it was asked before, or has ended.
-    pub fn cancel(&self) -> bool {
-        let first = !self.cancel_asked.swap(true, Ordering::Relaxed) && !self.told.borrow().is_over();
+    pub fn cancel(&self) {
         self.stop.notify_one();
-        first
     }
 
     /// Counts one who watches, until that is dropped.

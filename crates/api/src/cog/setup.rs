@@ -37,6 +37,8 @@ pub struct Report {
 struct State {
     report: Report,
     was_ready: bool,
+    /// Whatever the workers say from now on is too late.
+    given_up: bool,
     /// Workers that were started since it was last ready.
     starts: u32,
     /// Predictions that the loaded model takes at once.
@@ -52,7 +54,7 @@ impl Default for Setup {
     fn default() -> Self {
         let report =
             Report { stage: Stage::Starting, began: Timestamp::now(), completed: None, logs: String::new() };
-        let state = State { report, was_ready: false, starts: 0, capacity: 0 };
+        let state = State { report, was_ready: false, given_up: false, starts: 0, capacity: 0 };
         Self { state: Mutex::new(state), changed: watch::Sender::new(Stage::Starting) }
     }
 }
@@ -82,6 +84,12 @@ impl Setup {
         state.say(why);
         let stage = if state.was_ready { Stage::Defunct } else { Stage::Failed };
         self.end(&mut state, stage);
+    }
+
+    /// The same for good: what still loads is not waited for.
+    pub fn give_up(&self, why: &str) {
+        self.state().given_up = true;
+        self.fail(why);
     }
 
     /// When it has been ready, or will never be.
@@ -130,6 +138,9 @@ impl Setup {
             FromWorker::Loading { line, .. } => self.say(line),
             FromWorker::Loaded { capacity, seconds, .. } => {
                 let mut state = self.state();
+                if state.given_up {
+                    return;
+                }
                 state.say(&format!("ready after {seconds:.1} s"));
                 (state.was_ready, state.starts, state.capacity) = (true, 0, *capacity as usize);
                 self.end(&mut state, Stage::Ready);
