@@ -2,6 +2,7 @@
 
 mod api_faults;
 mod cli;
+mod cog;
 mod crash;
 mod devices;
 mod files;

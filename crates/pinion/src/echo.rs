@@ -17,6 +17,7 @@ schema::input! {
         temperature: f64 { description: "Unused.", default: 0.7, min: 0, max: 5 }
         style: String { description: "Unused.", default: "plain", choices: &["plain", "loud"] }
         hold: bool { description: "After the last piece, wait to be cancelled.", default: false }
+        until: Option<String> { description: "The same, or until this file is there." }
         log: Option<String> { description: "A line for the logs.", max_len: 50 }
         fail: Option<String> { description: "Fail so after the last piece." }
         crash: Option<String> { description: "Break the model so." }

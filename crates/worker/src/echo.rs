@@ -20,7 +20,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 /// - `file`: a `file://` URI; what it says in place of `text` is the size and the SHA-256 of what is there
 /// - `gives`: `one`, `list`, `each` or `object`: gives `text` as files of the type `mime`, in place of pieces
 /// - `log`: a line for the logs, said first
-/// - `hold: true`: after the last piece, waits until it is cancelled
+/// - `hold: true`: after the last piece, waits until it is cancelled; `until: "path"`: or until that file is there
 /// - `fail: "why"`: fails after the last piece
 /// - `refuse: "why"`: is refused at admission; `crash: "why"`: breaks the whole model in its first step;
 ///   `panic: "why"`: the same by a panic
@@ -69,6 +69,7 @@ struct Guest {
     words: u64,
     said: u64,
     hold: bool,
+    until: Option<String>,
     end: End,
 }
 
@@ -115,6 +116,7 @@ impl Loaded for Room {
         } else {
             End::Well
         };
+        let until = text(&job.input, "until");
         self.inside.push(Guest {
             id: job.id,
             log: text(&job.input, "log"),
@@ -122,7 +124,8 @@ impl Loaded for Room {
             files,
             words: words.split_whitespace().count() as u64,
             said: 0,
-            hold: job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
+            hold: until.is_some() || job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
+            until,
             end,
         });
         Ok(())
@@ -151,6 +154,9 @@ impl Loaded for Room {
             }
             for file in guest.files.drain(..) {
                 emit(&guest.id, Event::Output(file));
+            }
+            if guest.until.as_ref().is_some_and(|path| Path::new(path).exists()) {
+                (guest.hold, guest.until) = (false, None);
             }
             let stays = !guest.pieces.is_empty() || guest.hold;
             if !stays {
