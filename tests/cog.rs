@@ -56,7 +56,7 @@ fn every_difference_from_the_real_server_is_on_the_list() {
         scenes::is_not_ready(container, scenes, "setup failed");
     }));
     note(stops());
-    let listed = compare::listed(include_str!("../docs/cog-differences.md"));
+    let listed = compare::listed("cog-differences.md");
     let news = compare::unlisted(&found, &listed);
     assert!(news.is_empty(), "differences that are not in docs/cog-differences.md:\n{}", news.join("\n"));
     let gone = compare::stale(&found, &listed);

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
+use crate::support::tests_folder;
+
 pub fn differences(ours: &BTreeMap<String, Value>, real: &BTreeMap<String, Value>) -> Vec<String> {
     let mut found = Vec::new();
     for name in ours.keys().chain(real.keys()).collect::<BTreeSet<_>>() {
@@ -32,14 +34,13 @@ fn compare(at: &str, ours: Option<&Value>, real: Option<&Value>, found: &mut Vec
     }
 }
 
-/// The first column of the table in the document: patterns in which `*` stands for anything.
+/// The first column of the tables in a document of `docs/`: patterns in which `*` stands for anything.
 pub fn listed(document: &str) -> Vec<String> {
-    let first = |line: &str| {
-        let cell = line.strip_prefix("| `")?.split_once("` |")?.0;
-        Some(cell.replace("\\|", "|"))
-    };
-    let listed: Vec<String> = document.lines().filter_map(first).collect();
-    assert!(!listed.is_empty(), "the document has a table");
+    let path = tests_folder().join("../docs").join(document);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let first = |line: &str| Some(line.strip_prefix("| `")?.split_once("` |")?.0.to_owned());
+    let listed: Vec<String> = text.lines().filter_map(first).collect();
+    assert!(!listed.is_empty(), "{document} has a table");
     listed
 }
 

@@ -1,16 +1,27 @@
 """The echo model as a Python runner, for the real Cog server: the same input, the same words, the same metrics."""
 
+import hashlib
 import os
 import time
 
 from cog import BaseRunner, ConcatenateIterator, Input, Path, current_scope, streaming
 
 
+SERVER = os.getppid()
+
+
+def wait_for(path: str | None) -> None:
+    """Until the file is there; without one, for ever. A worker whose server is gone goes too."""
+    while not (path and os.path.exists(path)):
+        if os.getppid() != SERVER:
+            os._exit(1)
+        time.sleep(0.001)
+
+
 class Runner(BaseRunner):
     def setup(self) -> None:
-        waits_for = os.environ.get("ECHO_LOAD_WAITS_FOR")
-        while waits_for and not os.path.exists(waits_for):
-            time.sleep(0.001)
+        if os.environ.get("ECHO_LOAD_WAITS_FOR"):
+            wait_for(os.environ["ECHO_LOAD_WAITS_FOR"])
         if os.environ.get("ECHO_LOAD_FAILS"):
             raise RuntimeError(os.environ["ECHO_LOAD_FAILS"])
 
@@ -37,13 +48,14 @@ class Runner(BaseRunner):
         if log:
             print(log)
         if file:
-            text = f"{os.path.getsize(file)} bytes"
+            content = file.read_bytes()
+            text = f"{len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}"
         count = max(1, min(pieces, len(text)))
         ends = [-(-piece * len(text) // count) for piece in range(count + 1)]
         for begin, end in zip(ends, ends[1:]):
             yield text[begin:end]
-        while hold or (until and not os.path.exists(until)):
-            time.sleep(0.001)
+        if hold or until:
+            wait_for(until)
         scope = current_scope()
         scope.record_metric("input_token_count", len(text.split()))
         scope.record_metric("output_token_count", count)

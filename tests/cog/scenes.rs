@@ -51,7 +51,13 @@ impl Scenes {
         self.create_with(name, container, &[], body);
     }
 
+    /// When no slot is taken: the real server says how a prediction ended a moment before its slot is free.
     fn create_with(&mut self, name: &str, container: &Container, headers: &[(&str, &str)], body: &Value) {
+        container.wait_for("READY");
+        self.create_now(name, container, headers, body);
+    }
+
+    fn create_now(&mut self, name: &str, container: &Container, headers: &[(&str, &str)], body: &Value) {
         self.answer(name, container.open("POST", "/predictions", &with(headers), body));
     }
 
@@ -132,8 +138,10 @@ pub fn answers(container: &Container, scenes: &mut Scenes) {
     scenes.create_with("wait is sync", container, &[("Prefer", "wait")], &json!({ "input": { "text": "x" } }));
     let both = [("Prefer", "respond-async, wait=5")];
     scenes.create_with("async and wait is sync", container, &both, &json!({ "input": { "text": "x" } }));
+    container.wait_for("READY");
     let training = container.open("POST", "/trainings", &[JSON], &json!({ "input": { "text": "x" } }));
     scenes.answer("a training", training);
+    container.wait_for("READY");
     let training = container.open("PUT", "/trainings/t", &[JSON], &json!({ "input": { "text": "x" } }));
     scenes.answer("a training by PUT", training);
 }
@@ -175,6 +183,7 @@ pub fn streams(container: &Container, scenes: &mut Scenes) {
     scenes.create_with("a stream of a failure", container, &[STREAM], &json!({ "id": "s2", "input": input }));
     scenes.create_with("a stream of a bad input", container, &[STREAM], &json!({ "input": {} }));
     let input = json!({ "text": "ab", "pieces": 2, "hold": true });
+    container.wait_for("READY");
     let mut open = container.open("POST", "/predictions", &with(&[STREAM]), &json!({ "id": "s3", "input": input }));
     let begun = open.until("\"index\":1");
     assert_eq!(container.post("/predictions/s3/cancel", &[], &json!({})).0, 200);
@@ -184,9 +193,7 @@ pub fn streams(container: &Container, scenes: &mut Scenes) {
         let input = json!({ "text": "x".repeat(pieces), "pieces": pieces, "hold": true });
         let begun = container.post("/predictions", &[ASYNC], &json!({ "id": "h", "input": input }));
         assert_eq!(begun.0, 202);
-        let said = || container.open("PUT", "/predictions/h", &[JSON], &json!({})).rest();
-        let all = || serde_json::from_str::<Value>(&said()).is_ok_and(|s| s["output"].as_array().is_some_and(|o| o.len() == pieces));
-        until("it has said all", || all().then_some(()));
+        has_said(container, "h", pieces);
         let mut open = container.open("PUT", "/predictions/h", &with(&[STREAM]), &json!({}));
         let end = if pieces == 1023 { "\"index\":1022" } else { "skipped" };
         let seen = wire::events(&open.until(end));
@@ -198,22 +205,34 @@ pub fn streams(container: &Container, scenes: &mut Scenes) {
     }
 }
 
+/// Waits until so many pieces of its output are there.
+fn has_said(container: &Container, id: &str, pieces: usize) {
+    let look = || {
+        let said = container.open("PUT", &format!("/predictions/{id}"), &[JSON], &json!({})).rest();
+        let snapshot: Value = serde_json::from_str(&said).ok()?;
+        (snapshot["output"].as_array()?.len() == pieces).then_some(())
+    };
+    until("it has said all", look);
+}
+
 pub fn runs_once(container: &Container, scenes: &mut Scenes) {
+    container.wait_for("READY");
     let new = container.open("PUT", "/predictions/p", &[JSON], &json!({ "id": "p", "input": { "text": "x" } }));
     scenes.answer("a PUT", new);
+    container.wait_for("READY");
     let again = container.open("PUT", "/predictions/p", &[JSON], &json!({ "input": { "text": "y" } }));
     scenes.answer("a PUT after the end", again);
     let receiver = Receiver::open();
     let hook = format!("{}/hook", receiver.url);
     let input = json!({ "text": "hello world", "pieces": 2, "hold": true });
-    let body = json!({ "input": input, "webhook": hook, "webhook_events_filter": ["output", "completed"] });
+    let body = json!({ "input": input, "webhook": hook, "webhook_events_filter": ["completed"] });
+    container.wait_for("READY");
     scenes.answer("an async PUT", container.open("PUT", "/predictions/p", &with(&[ASYNC]), &body));
-    // Said, and therefore running.
-    receiver.through(|body| body["output"].as_array().is_some_and(|output| output.len() == 2));
+    has_said(container, "p", 2);
     scenes.put("busy", json!({ "status": container.status() }));
-    scenes.create("one more than there are slots", container, &json!({ "input": { "text": "x" } }));
-    scenes.create_with("a stream more than there are slots", container, &[STREAM], &json!({ "input": { "text": "x" } }));
-    scenes.create("a bad input while it is busy", container, &json!({ "input": {} }));
+    scenes.create_now("one more than there are slots", container, &[], &json!({ "input": { "text": "x" } }));
+    scenes.create_now("a stream more than there are slots", container, &[STREAM], &json!({ "input": { "text": "x" } }));
+    scenes.create_now("a bad input while it is busy", container, &[], &json!({ "input": {} }));
     for (name, body) in [
         ("a PUT of what runs", body.clone()),
         ("a PUT of what runs with another body", json!({ "input": { "text": "other" } })),
@@ -230,26 +249,24 @@ pub fn runs_once(container: &Container, scenes: &mut Scenes) {
     // Its viewer has gone, and it runs on.
     scenes.put("busy without its viewer", json!({ "status": container.status() }));
     scenes.answer("a cancel", container.open("POST", "/predictions/p/cancel", &[], &json!({})));
-    scenes.posted("the webhook of a cancel", receiver.through(|body| body["status"] == "canceled"));
+    scenes.posted("the webhook of a cancel", vec![receiver.next()]);
     container.wait_for("READY");
 }
 
 pub fn tells(container: &Container, scenes: &mut Scenes) {
     let receiver = Receiver::open();
     let hook = |path: &str| format!("{}{path}", receiver.url);
-    let ended = |body: &Value| !matches!(body["status"].as_str(), Some("processing" | "starting"));
     let input = json!({ "text": "hello world", "pieces": 2 });
-    // With `completed` on its own afterwards, so that all of the first have arrived.
     let body = json!({ "id": "w1", "input": input, "webhook": hook("/all"), "webhook_events_filter": ["start", "output"] });
     scenes.create("with webhooks", container, &body);
     scenes.posted("webhooks before the end", (0..3).map(|_| receiver.next()).collect());
     let body = json!({ "id": "w2", "input": input, "webhook": hook("/end"), "webhook_events_filter": ["completed"] });
     scenes.create_with("async with a webhook", container, &[ASYNC], &body);
-    scenes.posted("the webhook of the end", receiver.through(ended));
+    scenes.posted("the webhook of the end", vec![receiver.next()]);
     let failing = json!({ "text": "x", "fail": "boom" });
     let body = json!({ "id": "w3", "input": failing, "webhook": hook("/end"), "webhook_events_filter": ["completed"] });
     scenes.create("a failure with a webhook", container, &body);
-    scenes.posted("the webhook of a failure", receiver.through(ended));
+    scenes.posted("the webhook of a failure", vec![receiver.next()]);
     let body = json!({ "id": "w4", "input": input, "webhook": hook("/no/2/end"), "webhook_events_filter": ["completed"] });
     scenes.create("with a receiver that refuses twice", container, &body);
     scenes.posted("three tries", (0..3).map(|_| receiver.next()).collect());
@@ -293,14 +310,14 @@ pub fn loses_its_worker(container: &Container, scenes: &mut Scenes) {
     // The real one has lost it for good.
     let later = until("another state", || Some(container.status()).filter(|status| status != "BUSY" && status != "STARTING"));
     scenes.put("after a worker was lost", json!({ "status": later }));
-    scenes.create("a prediction after that", container, &json!({ "input": { "text": "x" } }));
+    scenes.create_now("a prediction after that", container, &[], &json!({ "input": { "text": "x" } }));
 }
 
 pub fn is_not_ready(container: &Container, scenes: &mut Scenes, state: &str) {
     let name = |what: &str| format!("{state}: {what}");
-    scenes.create(&name("a prediction"), container, &json!({ "input": { "text": "x" } }));
-    scenes.create(&name("a bad input"), container, &json!({ "input": {} }));
-    scenes.create_with(&name("a stream"), container, &[STREAM], &json!({ "input": { "text": "x" } }));
+    scenes.create_now(&name("a prediction"), container, &[], &json!({ "input": { "text": "x" } }));
+    scenes.create_now(&name("a bad input"), container, &[], &json!({ "input": {} }));
+    scenes.create_now(&name("a stream"), container, &[STREAM], &json!({ "input": { "text": "x" } }));
     scenes.answer(&name("a cancel"), container.open("POST", "/predictions/p/cancel", &[], &json!({})));
     scenes.ask(&name("health"), container, Request::new("GET", "/health-check"));
     scenes.ask(&name("the schema"), container, Request::new("GET", "/openapi.json"));

@@ -157,15 +157,6 @@ impl Receiver {
     pub fn next(&self) -> Posted {
         self.posted.recv_timeout(PATIENCE).expect("something arrives")
     }
-
-    /// What arrives, the last of it for which `is_last` holds.
-    pub fn through(&self, is_last: impl Fn(&Value) -> bool) -> Vec<Posted> {
-        let mut all = Vec::new();
-        while all.last().is_none_or(|last: &Posted| !is_last(&last.json())) {
-            all.push(self.next());
-        }
-        all
-    }
 }
 
 fn receive(stream: TcpStream, refused: &mut BTreeMap<String, usize>) -> Option<Posted> {

@@ -1,4 +1,5 @@
-//! The official clients that the tests drive, and the real Cog server that one of them compares with, installed from lock files. Knows pip and npm, and nothing of the tests.
+//! The official clients that the tests drive, and the real Cog server that one of them compares with, installed from lock
+//! files. Knows pip and npm, and nothing of the tests.
 
 use std::fs;
 use std::path::Path;

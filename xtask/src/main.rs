@@ -14,7 +14,8 @@ cargo xtask golden whisper WEIGHTS AUDIO GOLDEN
 cargo xtask cuda [--family 75|80]         the executables for GPUs; needs a CUDA toolkit, no GPU
 cargo xtask bench [NAME]                  criterion benches, all or one
 cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios
-cargo xtask bench --peer whisper [MODEL]  beside faster-whisper, whisper.cpp and openai-whisper, the same way";
+cargo xtask bench --peer whisper [MODEL]  beside faster-whisper, whisper.cpp and openai-whisper, the same way
+cargo xtask bench --peer cog              the Cog API beside the real Cog server: echo and health";
 
 /// Why a chore stopped, for the person who started it.
 type Outcome = Result<(), String>;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         ["cuda", rest @ ..] => cuda::build(rest),
         ["bench", "--peer", "llama", rest @ ..] => bench::peer_llama(rest),
         ["bench", "--peer", "whisper", rest @ ..] => bench::peer_whisper(rest),
+        ["bench", "--peer", "cog", rest @ ..] => bench::peer_cog(rest),
         ["bench", rest @ ..] => bench::criterion(rest),
         _ => Err(HELP.to_owned()),
     };
