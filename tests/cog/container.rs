@@ -72,7 +72,8 @@ impl Container {
     fn spawn(mut command: Command, start: Start, folder: TempDir) -> Self {
         let port = free_port();
         command.env("PORT", port.to_string()).envs(start.env.iter().copied());
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
         let base = format!("http://127.0.0.1:{port}");
         let container = Self { base, child, _folder: folder };
         until("it listens", || container.listens().then_some(()));

@@ -118,7 +118,8 @@ fn a_worker_that_dies_in_a_prediction_fails_it_once_and_is_replaced() {
 fn a_model_that_breaks_is_loaded_again() {
     let container = ready(Start::default());
     for how in ["crash", "panic"] {
-        let (code, broken) = container.post("/predictions", &[], &json!({ "input": { "text": "x", how: "on purpose" } }));
+        let (code, broken) =
+            container.post("/predictions", &[], &json!({ "input": { "text": "x", how: "on purpose" } }));
         assert_eq!((code, &broken["status"]), (200, &json!("failed")), "{broken}");
         assert!(broken["error"].as_str().unwrap_or_default().contains("on purpose"), "{broken}");
         container.wait_for("READY");
@@ -147,7 +148,8 @@ fn sigterm_lets_a_stream_end() {
     let folder = tempfile::tempdir().unwrap();
     let there = folder.path().join("there");
     let container = ready(Start::default());
-    let mut stream = container.open("POST", "/predictions", &[JSON, STREAM], &json!({ "input": { "text": "x", "until": there } }));
+    let mut stream =
+        container.open("POST", "/predictions", &[JSON, STREAM], &json!({ "input": { "text": "x", "until": there } }));
     stream.until("\"index\":0");
     container.term();
     until("new connections are refused", || (!container.listens()).then_some(()));

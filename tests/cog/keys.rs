@@ -21,7 +21,8 @@ fn every_property_of_the_published_models_is_ours_too() {
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let published: Value = serde_json::from_str(&text).unwrap();
         let schema = (entry.schema)();
-        let mut ours = Map::from_iter([("Input".to_owned(), schema.input_json()), ("Output".to_owned(), schema.output_json())]);
+        let mut ours =
+            Map::from_iter([("Input".to_owned(), schema.input_json()), ("Output".to_owned(), schema.output_json())]);
         ours.extend(schema.choices_json());
         compare_inputs(entry.name, &ours.clone().into(), &published, &mut found);
         compare_outputs(&format!("{}/Output", entry.name), &ours["Output"], &published["Output"], &mut found);
@@ -72,7 +73,8 @@ fn facts(schema: &Value, name: &str) -> Map<String, Value> {
 fn compare_outputs(at: &str, ours: &Value, published: &Value, found: &mut Vec<String>) {
     match (ours, published) {
         (Value::Object(ours), Value::Object(published)) => {
-            for key in ours.keys().chain(published.keys()).filter(|key| *key != "description").collect::<BTreeSet<_>>() {
+            for key in ours.keys().chain(published.keys()).filter(|key| *key != "description").collect::<BTreeSet<_>>()
+            {
                 match (ours.get(key), published.get(key)) {
                     (Some(ours), Some(published)) => compare_outputs(&format!("{at}/{key}"), ours, published, found),
                     (ours, published) => differ(&format!("{at}/{key}"), ours, published, found),

@@ -62,9 +62,7 @@ impl Scenes {
     }
 
     fn posted(&mut self, name: &str, posted: Vec<Posted>) {
-        let one = |posted: Posted| {
-            json!({ "method": posted.method, "headers": important(&posted.headers), "body": posted.json() })
-        };
+        let one = |posted: Posted| json!({ "method": posted.method, "path": posted.path, "headers": important(&posted.headers), "body": posted.json() });
         let mut all: Vec<Value> = posted.into_iter().map(one).collect();
         // The real server sends them side by side: they arrive in any order, and the output tells which is which.
         all.sort_by_key(|posted| {
@@ -80,7 +78,11 @@ fn with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 }
 
 fn important(headers: &BTreeMap<String, String>) -> Value {
-    headers.iter().filter(|(name, _)| !UNIMPORTANT.contains(&name.as_str())).map(|(k, v)| (k.clone(), json!(v))).collect()
+    headers
+        .iter()
+        .filter(|(name, _)| !UNIMPORTANT.contains(&name.as_str()))
+        .map(|(k, v)| (k.clone(), json!(v)))
+        .collect()
 }
 
 /// Random names and measured times become words.
@@ -128,13 +130,29 @@ pub fn answers(container: &Container, scenes: &mut Scenes) {
     scenes.create("a prediction", container, &json!({ "input": input }));
     scenes.create("with an id", container, &json!({ "id": "mine", "input": { "text": "x" }, "colour": "red" }));
     scenes.create("again with the id", container, &json!({ "id": "mine", "input": { "text": "y" } }));
-    scenes.create("a failure", container, &json!({ "input": { "text": "ab", "pieces": 2, "log": "before", "fail": "boom" } }));
+    scenes.create(
+        "a failure",
+        container,
+        &json!({ "input": { "text": "ab", "pieces": 2, "log": "before", "fail": "boom" } }),
+    );
     scenes.create("an integer with a point", container, &json!({ "input": { "text": "ab", "pieces": 2.0 } }));
     scenes.create("a null for what may be null", container, &json!({ "input": { "text": "x", "log": null } }));
-    scenes.create("a data URI", container, &json!({ "input": { "text": "x", "file": "data:text/plain;base64,aGVsbG8=" } }));
-    scenes.create("a file that cannot be fetched", container, &json!({ "input": { "text": "x", "file": "http://127.0.0.1:1/f" } }));
+    scenes.create(
+        "a data URI",
+        container,
+        &json!({ "input": { "text": "x", "file": "data:text/plain;base64,aGVsbG8=" } }),
+    );
+    scenes.create(
+        "a file that cannot be fetched",
+        container,
+        &json!({ "input": { "text": "x", "file": "http://127.0.0.1:1/f" } }),
+    );
     scenes.create("a path for a file", container, &json!({ "input": { "text": "x", "file": "/etc/hostname" } }));
-    scenes.create("a prefix for output files", container, &json!({ "output_file_prefix": "http://x/", "input": { "text": "x" } }));
+    scenes.create(
+        "a prefix for output files",
+        container,
+        &json!({ "output_file_prefix": "http://x/", "input": { "text": "x" } }),
+    );
     scenes.create_with("wait is sync", container, &[("Prefer", "wait")], &json!({ "input": { "text": "x" } }));
     let both = [("Prefer", "respond-async, wait=5")];
     scenes.create_with("async and wait is sync", container, &both, &json!({ "input": { "text": "x" } }));
@@ -157,8 +175,16 @@ pub fn refuses(container: &Container, scenes: &mut Scenes) {
     scenes.create("a list for the input", container, &json!({ "input": [1] }));
     scenes.create("a null for the input", container, &json!({ "input": null }));
     scenes.create("a number for the id", container, &json!({ "id": 7 }));
-    scenes.create("an unknown event", container, &json!({ "webhook_events_filter": ["nope"], "input": { "text": "x" } }));
-    scenes.create("a null for the events", container, &json!({ "webhook_events_filter": null, "input": { "text": "x" } }));
+    scenes.create(
+        "an unknown event",
+        container,
+        &json!({ "webhook_events_filter": ["nope"], "input": { "text": "x" } }),
+    );
+    scenes.create(
+        "a null for the events",
+        container,
+        &json!({ "webhook_events_filter": null, "input": { "text": "x" } }),
+    );
     scenes.create("a null for the context", container, &json!({ "context": null, "input": { "text": "x" } }));
     scenes.create("a webhook that is no URL", container, &json!({ "webhook": "nonsense", "input": { "text": "x" } }));
     scenes.create("a list for the body", container, &json!([1]));
@@ -198,7 +224,10 @@ pub fn streams(container: &Container, scenes: &mut Scenes) {
         let end = if pieces == 1023 { "\"index\":1022" } else { "skipped" };
         let seen = wire::events(&open.until(end));
         let count = seen.as_array().map_or(0, Vec::len);
-        scenes.put(name, json!({ "status": open.code, "headers": important(&open.headers), "count": count, "first": seen[0] }));
+        scenes.put(
+            name,
+            json!({ "status": open.code, "headers": important(&open.headers), "count": count, "first": seen[0] }),
+        );
         drop(open);
         container.post("/predictions/h/cancel", &[], &json!({}));
         container.wait_for("READY");
@@ -257,7 +286,8 @@ pub fn tells(container: &Container, scenes: &mut Scenes) {
     let receiver = Receiver::open();
     let hook = |path: &str| format!("{}{path}", receiver.url);
     let input = json!({ "text": "hello world", "pieces": 2 });
-    let body = json!({ "id": "w1", "input": input, "webhook": hook("/all"), "webhook_events_filter": ["start", "output"] });
+    let body =
+        json!({ "id": "w1", "input": input, "webhook": hook("/all"), "webhook_events_filter": ["start", "output"] });
     scenes.create("with webhooks", container, &body);
     scenes.posted("webhooks before the end", (0..3).map(|_| receiver.next()).collect());
     let body = json!({ "id": "w2", "input": input, "webhook": hook("/end"), "webhook_events_filter": ["completed"] });
@@ -267,7 +297,8 @@ pub fn tells(container: &Container, scenes: &mut Scenes) {
     let body = json!({ "id": "w3", "input": failing, "webhook": hook("/end"), "webhook_events_filter": ["completed"] });
     scenes.create("a failure with a webhook", container, &body);
     scenes.posted("the webhook of a failure", vec![receiver.next()]);
-    let body = json!({ "id": "w4", "input": input, "webhook": hook("/no/2/end"), "webhook_events_filter": ["completed"] });
+    let body =
+        json!({ "id": "w4", "input": input, "webhook": hook("/no/2/end"), "webhook_events_filter": ["completed"] });
     scenes.create("with a receiver that refuses twice", container, &body);
     scenes.posted("three tries", (0..3).map(|_| receiver.next()).collect());
     container.wait_for("READY");
@@ -308,7 +339,8 @@ pub fn loses_its_worker(container: &Container, scenes: &mut Scenes) {
     signal(until("its worker", || child_of(container.pid())), 9);
     scenes.answer("a worker that is lost", caller.answer());
     // The real one has lost it for good.
-    let later = until("another state", || Some(container.status()).filter(|status| status != "BUSY" && status != "STARTING"));
+    let later =
+        until("another state", || Some(container.status()).filter(|status| status != "BUSY" && status != "STARTING"));
     scenes.put("after a worker was lost", json!({ "status": later }));
     scenes.create_now("a prediction after that", container, &[], &json!({ "input": { "text": "x" } }));
 }

@@ -90,7 +90,9 @@ impl Core {
     /// read from, or has been given its second chance, ends as `over`.
     pub fn interrupt(&mut self, which: impl Fn(&Live) -> bool, why: &str, over: &Outcome) {
         let (ends, again): (Vec<Id>, Vec<Id>) = self.inside_where(which).into_iter().partition(|id| {
-            self.live.get(id).is_some_and(|live| live.has_output || live.runs >= self.settings.lost.runs || live.stop.is_some())
+            self.live
+                .get(id)
+                .is_some_and(|live| live.has_output || live.runs >= self.settings.lost.runs || live.stop.is_some())
         });
         for id in ends {
             let stop = self.live.get_mut(&id).and_then(|live| live.stop.take());

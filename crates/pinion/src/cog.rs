@@ -12,6 +12,7 @@ use dispatch::{Dispatch, Lost, Silence};
 use egress::{Egress, Rules};
 use store::feed::Feed;
 use store::{MemoryStore, Store};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::deployment::Deployment;
@@ -109,6 +110,12 @@ fn deployment(words: &Words) -> Result<Deployment, Failure> {
         Some(name) => deployment.find(name)?.served.name.clone(),
         None => deployment.offers.first().map(|offer| offer.served.name.clone()).unwrap_or_default(),
     };
+    if words.model.is_none() && deployment.offers.len() > 1 {
+        info!(
+            "serving {name}, the first of {} models in the file; --model NAME serves another",
+            deployment.offers.len()
+        );
+    }
     deployment.keep_only(&name);
     Ok(deployment)
 }
@@ -148,7 +155,12 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         cog.setup().say(note);
     }
     let timeout = number("COG_SETUP_TIMEOUT")?.map(Duration::from_secs);
-    let (is_patient, stopping) = (words.await_explicit_shutdown.as_ref().is_some_and(|text| !text.is_empty()), cog.clone());
+    let (is_patient, stopping) =
+        (words.await_explicit_shutdown.as_ref().is_some_and(|text| !text.is_empty()), cog.clone());
+    if is_patient {
+        // Heard by nobody, and so without its default effect.
+        signal(SignalKind::terminate()).map_err(Failure::failed)?;
+    }
     let stop = async move {
         tokio::select! {
             () = stopping.shutdown_asked() => {}
@@ -255,10 +267,7 @@ async fn start(cog: &Cog, words: &Words, mut deployment: Deployment) -> Result<D
         // Without a queue the slots are the limit.
         waiting_limit: if words.queue { limits.waiting_predictions } else { u64::MAX },
         run_seconds: RUN_SECONDS,
-        silence: Some(Silence {
-            worker_seconds: limits.worker_silence_seconds,
-            load_seconds: LOAD_SILENCE_SECONDS,
-        }),
+        silence: Some(Silence { worker_seconds: limits.worker_silence_seconds, load_seconds: LOAD_SILENCE_SECONDS }),
         devices: places,
         lost: Lost { runs: 1, loads: STARTS, error: CRASHED.to_owned() },
         ..dispatch::Settings::new("cog", deployment.offers.iter().map(|offer| offer.resident()).collect())

@@ -39,7 +39,13 @@ pub const ENTRY: Entry = Entry {
     manifest: "",
     bench: |_, _, _| Err(nothing("measure")),
     golden: |_, _, _, _, _| Err(nothing("compare")),
-    synth: &[Shape { name: "nothing", about: "", dtype: "f32", listed: false, plan: |_| Plan { files: vec![], tensors: vec![] } }],
+    synth: &[Shape {
+        name: "nothing",
+        about: "",
+        dtype: "f32",
+        listed: false,
+        plan: |_| Plan { files: vec![], tensors: vec![] },
+    }],
 };
 
 fn nothing(what: &str) -> PredictError {

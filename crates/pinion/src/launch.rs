@@ -13,10 +13,10 @@ use prediction::PredictError;
 use prediction::frame::FromWorker;
 use worker::Owned;
 
-use crate::{child, echo};
 use crate::devices::Device;
 use crate::failure::Failure;
 use crate::process::{self, Process};
+use crate::{child, echo};
 
 #[derive(Args)]
 pub struct Words {

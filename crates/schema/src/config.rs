@@ -191,7 +191,8 @@ impl Config {
         let mut models: Vec<Served> = models.collect::<Result<_, _>>()?;
         native.end()?;
         for model in &mut models {
-            model.device = model.device.take().or_else(|| container.gpu.map(|gpu| if gpu { "cuda" } else { "cpu" }.into()));
+            model.device =
+                model.device.take().or_else(|| container.gpu.map(|gpu| if gpu { "cuda" } else { "cpu" }.into()));
             model.concurrency = model.concurrency.or(container.concurrency);
         }
         unique(&models)?;

@@ -169,8 +169,7 @@ impl Store for MemoryStore {
 
     async fn waiting(&self) -> Result<u64, StoreError> {
         let (rows, now) = (self.rows(), (self.clock)());
-        let held_by_nobody =
-            |(_, key): &&(Timestamp, usize)| rules::is_waiting(rows.predictions[key].lease_until, now);
+        let held_by_nobody = |(_, key): &&(Timestamp, usize)| rules::is_waiting(rows.predictions[key].lease_until, now);
         Ok(rows.open.keys().filter(held_by_nobody).count() as u64)
     }
 

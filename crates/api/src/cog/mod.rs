@@ -30,6 +30,7 @@ use store::MemoryStore;
 use store::feed::Feed;
 
 pub use setup::{Report, Setup, Stage};
+pub use upload::Naming;
 
 use runs::Runs;
 use setup::Overheard;
@@ -51,8 +52,7 @@ pub struct Settings {
     pub keep: Option<Duration>,
     /// Where output files are put; none: they are data URIs in the output.
     pub upload_url: Option<String>,
-    /// What an output file is called: after its place in the output, what the model calls it, and its type.
-    pub file_name: fn(&str, Option<&str>, &str) -> String,
+    pub file_name: Naming,
     /// Events of one stream that can be replayed; 0: none are.
     pub stream_history: usize,
     /// Between two webhooks that only bring logs.

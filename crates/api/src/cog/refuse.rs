@@ -38,9 +38,10 @@ impl Refusal {
                 let detail = json!({ "loc": ["body", "id"], "msg": message, "type": "value_error" });
                 (StatusCode::UNPROCESSABLE_ENTITY, json!({ "detail": [detail] }))
             }
-            Self::Input(wrong) => {
-                (StatusCode::UNPROCESSABLE_ENTITY, json!({ "detail": wrong.iter().map(Wrong::detail).collect::<Vec<_>>() }))
-            }
+            Self::Input(wrong) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                json!({ "detail": wrong.iter().map(Wrong::detail).collect::<Vec<_>>() }),
+            ),
             Self::NotStreaming => only(
                 StatusCode::NOT_ACCEPTABLE,
                 "This model does not support streaming responses. Add @cog.streaming to predict() to enable SSE.",

@@ -10,8 +10,9 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use super::refuse::Refusal;
 use super::runs::Slot;
+use super::upload::Shelf;
 use super::webhook::Hook;
-use super::{Engine, Face, upload, webhook};
+use super::{Engine, Face, webhook};
 
 /// The state as it was told, with every event that led to it.
 pub struct Told {
@@ -138,7 +139,8 @@ async fn follow(
     }
     // A caller who has gone meanwhile is nobody's loss.
     let _ = accepted.send(Ok(()));
-    let mut uploads = upload::Uploads::default();
+    // Why a file could not be put: nothing more of the output is told, and it fails at its end.
+    let mut not_put = None;
     let mut asked = false;
     let mut last = None;
     let mut reader = reader;
@@ -146,11 +148,11 @@ async fn follow(
         tokio::select! {
             event = reader.next() => match event {
                 Some(event) if matches!(event.event, Event::Ended(_)) => last = Some(event),
-                Some(event) => {
-                    if let Some(event) = shown(&face, engine, &run, event, &mut uploads).await {
-                        run.tell(event);
-                    }
-                }
+                Some(event) if not_put.is_some() && matches!(event.event, Event::Output(_)) => {}
+                Some(mut event) => match uploaded(&face, engine, &run, &mut event.event).await {
+                    Ok(()) => run.tell(event),
+                    Err(why) => not_put = Some(why),
+                },
                 None => break,
             },
             () = run.stop.notified(), if !asked => {
@@ -164,30 +166,20 @@ async fn follow(
     engine.store.forget(&run.request.id);
     drop(slot);
     let mut last = last.unwrap_or_else(lost_track);
-    if let (Some(why), Event::Ended(Outcome::Succeeded)) = (uploads.failed, &last.event) {
+    if let (Some(why), Event::Ended(Outcome::Succeeded)) = (not_put, &last.event) {
         last.event = failed(format!("Failed to upload output: {why}"));
     }
     run.tell(last);
     face.note_end(&run.id, &run.told.borrow().prediction);
 }
 
-/// The event with its files where they were put; none if that did not work: the prediction fails at its end.
-async fn shown(
-    face: &Face,
-    engine: &Engine,
-    run: &Run,
-    mut event: Numbered,
-    uploads: &mut upload::Uploads,
-) -> Option<Numbered> {
-    if let (Some(base), Event::Output(output)) = (&face.settings.upload_url, &mut event.event) {
-        let places = face.settings.schema.file_places(output);
-        let (Output::Item(value) | Output::Whole(value)) = output;
-        let naming = face.settings.file_name;
-        if !uploads.put(&engine.egress, base, &run.id, naming, (&places, value)).await {
-            return None;
-        }
-    }
-    Some(event)
+/// The event's files where they are put, if they are.
+async fn uploaded(face: &Face, engine: &Engine, run: &Run, event: &mut Event) -> Result<(), String> {
+    let (Some(base), Event::Output(output)) = (&face.settings.upload_url, event) else { return Ok(()) };
+    let places = face.settings.schema.file_places(output);
+    let (Output::Item(value) | Output::Whole(value)) = output;
+    let shelf = Shelf { egress: &engine.egress, base, id: &run.id, naming: face.settings.file_name };
+    shelf.put(&places, value).await
 }
 
 /// The store could not be read: nobody knows how it goes on.

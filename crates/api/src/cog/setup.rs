@@ -52,8 +52,7 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        let report =
-            Report { stage: Stage::Starting, began: Timestamp::now(), completed: None, logs: String::new() };
+        let report = Report { stage: Stage::Starting, began: Timestamp::now(), completed: None, logs: String::new() };
         let state = State { report, was_ready: false, given_up: false, starts: 0, capacity: 0 };
         Self { state: Mutex::new(state), changed: watch::Sender::new(Stage::Starting) }
     }

@@ -76,7 +76,8 @@ impl Reader {
         if history == 0 {
             (self.first, self.seen) = (None, events);
         } else if said > history {
-            let body = json!({ "error": "SSE stream replay truncated; events were dropped", "skipped": said - history });
+            let body =
+                json!({ "error": "SSE stream replay truncated; events were dropped", "skipped": said - history });
             (self.first, self.done) = (Some(frame("error", &body)), true);
         }
     }

@@ -103,12 +103,16 @@ fn two_files() -> Value {
 /// A server that keeps what is put and says where it lies.
 async fn shelf() -> (String, mpsc::UnboundedReceiver<(String, String, Bytes)>) {
     let (send, puts) = mpsc::unbounded_channel();
-    let keep = move |request: Request<Body>| async move {
-        let header = |name| request.headers()[name].to_str().unwrap().to_owned();
-        let (path, about) = (request.uri().path().to_owned(), format!("{} {}", header("x-prediction-id"), header("content-type")));
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        send.send((path, about, body)).unwrap();
-        [("location", "http://cdn.example/there.txt?signature=1")]
+    let keep = move |request: Request<Body>| {
+        let send = send.clone();
+        async move {
+            let header = |name| request.headers()[name].to_str().unwrap().to_owned();
+            let about = format!("{} {}", header("x-prediction-id"), header("content-type"));
+            let path = request.uri().path().to_owned();
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            send.send((path, about, body)).unwrap();
+            [("location", "http://cdn.example/there.txt?signature=1")]
+        }
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/kept", listener.local_addr().unwrap());
@@ -123,7 +127,11 @@ async fn files_are_data_uris_unless_there_is_somewhere_to_put_them() {
     let (url, mut puts) = shelf().await;
     let put = Container::start(Some(url)).await.create(two_files()).await;
     let there = "http://cdn.example/there.txt";
-    assert_eq!((&put["status"], &put["output"]), (&json!("succeeded"), &json!([there, there])), "without its signature");
+    assert_eq!(
+        (&put["status"], &put["output"]),
+        (&json!("succeeded"), &json!([there, there])),
+        "without its signature"
+    );
     for _ in 0..2 {
         let (path, about, body) = puts.recv().await.unwrap();
         assert_eq!((path.as_str(), about.as_str()), ("/kept/output.txt", "mine text/plain"));
@@ -154,7 +162,8 @@ async fn nothing_is_left_of_a_prediction_that_has_ended() {
 
 #[tokio::test]
 async fn silence_on_a_stream_is_broken_by_a_comment() {
-    let container = Container::serving(ModelSchema { input: HeldInput::fields(), output: Output::TextIterator }, None).await;
+    let container =
+        Container::serving(ModelSchema { input: HeldInput::fields(), output: Output::TextIterator }, None).await;
     let answer = container.stream(json!({ "input": { "text": "x", "hold": true } })).await;
     let mut body = answer.into_body();
     let mut seen = String::new();

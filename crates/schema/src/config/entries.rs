@@ -52,7 +52,9 @@ fn read_entries(native: &mut Mapping, container: &Container, known: &Known) -> R
         (false, None) if one.is_empty() => return Ok(Entries { list, is_native: true, note: None }),
         (false, _) => {
             let key = one.keys().next().cloned().unwrap_or_default();
-            return Err(ConfigError(format!("native.{key}: stands beside native.models; write it into an entry there")));
+            return Err(ConfigError(format!(
+                "native.{key}: stands beside native.models; write it into an entry there"
+            )));
         }
         (true, Some(model)) => {
             let name = container.name.clone().map_or(model, Value::from);
@@ -74,7 +76,8 @@ fn read_entries(native: &mut Mapping, container: &Container, known: &Known) -> R
         let uris = || container.weights.iter().flat_map(|weights| &weights.uris);
         let found = uris().find_map(|uri| Some((uri, known(uri)?)));
         let Some((uri, (model, weights))) = found else { return Err(python(runs)) };
-        let note = format!("cog.yaml: {runs} is not run: {model} serves in its place, with its own {weights}, for {uri}");
+        let note =
+            format!("cog.yaml: {runs} is not run: {model} serves in its place, with its own {weights}, for {uri}");
         (model, weights, Some(note))
     };
     one.insert("name".into(), container.name.clone().unwrap_or_else(|| model.clone()).into());
@@ -95,7 +98,8 @@ pub(super) fn notes(container: &Container, is_native: bool, unknown: Vec<String>
     let note =
         |keys: Vec<String>, why: &str| (!keys.is_empty()).then(|| format!("cog.yaml: {} {why}", keys.join(", ")));
     let runs = container.runs.clone().filter(|_| is_native);
-    let runs = runs.map(|runs| format!("cog.yaml: run: {runs} ignored: `native:` says what is served, and Python is not run"));
+    let runs =
+        runs.map(|runs| format!("cog.yaml: run: {runs} ignored: `native:` says what is served, and Python is not run"));
     let trains = container.trains.then(|| "cog.yaml: train ignored: Pinion trains nothing".to_owned());
     let ignored = note(container.ignored.clone(), "ignored: nothing is built here, and Python is not run");
     let unknown = note(unknown, "ignored: neither Cog nor Pinion knows it");

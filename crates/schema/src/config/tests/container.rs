@@ -38,7 +38,9 @@ fn keys_without_a_meaning_are_named_once_and_ignored() {
 
 #[test]
 fn one_model_may_stand_in_native_itself_and_is_called_as_the_image_is() {
-    let served = one("image: r8.im/me/my-llama:latest\nnative: { model: llama, weights: w, dtype: f16, defaults: { top_p: 1 } }");
+    let served = one(
+        "image: r8.im/me/my-llama:latest\nnative: { model: llama, weights: w, dtype: f16, defaults: { top_p: 1 } }",
+    );
     assert_eq!((served.name.as_str(), served.model.as_str()), ("my-llama", "llama"));
     assert_eq!(served.precision.as_deref(), Some("f16"));
     assert_eq!(served.defaults["top_p"], 1);
@@ -57,7 +59,8 @@ fn a_reserved_reference_names_the_model_and_the_only_weights() {
 
 #[test]
 fn known_weights_stand_for_the_python_that_ran_them_and_it_is_said() {
-    let yaml = "predict: 'predict.py:Predictor'\nweights: [{ name: w, target: /w, source: [{ uri: 'hf://known/x@main' }] }]";
+    let yaml =
+        "predict: 'predict.py:Predictor'\nweights: [{ name: w, target: /w, source: [{ uri: 'hf://known/x@main' }] }]";
     assert_eq!(one(yaml).model, "llama");
     let notes = parse(yaml).unwrap().notes;
     let said = "cog.yaml: predict.py:Predictor is not run: llama serves in its place, with its own smollm2, for hf://known/x@main";
@@ -94,9 +97,21 @@ fn the_environment_is_read_and_the_runtimes_own_names_are_refused() {
     let read = with("[A=1, 'B_2=x=y', _c=]").unwrap().container.environment;
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     assert_eq!(read, [pair("A", "1"), pair("B_2", "x=y"), pair("_c", "")]);
-    for name in ["PATH", "LD_LIBRARY_PATH", "R8_X", "REPLICATE_TOKEN", "CUDA_VISIBLE_DEVICES", "NVIDIA_X", "NV_X", "PGET_X",
-        "HF_ENDPOINT", "KUBERNETES_PORT", "PYTHONPATH", "VIRTUAL_ENV", "LIBRARY_PATH"]
-    {
+    for name in [
+        "PATH",
+        "LD_LIBRARY_PATH",
+        "R8_X",
+        "REPLICATE_TOKEN",
+        "CUDA_VISIBLE_DEVICES",
+        "NVIDIA_X",
+        "NV_X",
+        "PGET_X",
+        "HF_ENDPOINT",
+        "KUBERNETES_PORT",
+        "PYTHONPATH",
+        "VIRTUAL_ENV",
+        "LIBRARY_PATH",
+    ] {
         let refused = with(&format!("['{name}=1']")).unwrap_err();
         assert!(refused.contains(name) && refused.contains("may not be set here"), "{refused}");
     }
@@ -115,7 +130,10 @@ fn what_contradicts_itself_is_refused() {
         ("build: 3", "build: 3 is not a mapping"),
         ("build: { gpu: maybe }", "build.gpu: \"maybe\""),
         ("weights: [{ target: /x }]", "weights[0].name is missing"),
-        ("native: { model: llama, weights: w, models: [{ name: m, model: llama, weights: w }] }", "beside native.models"),
+        (
+            "native: { model: llama, weights: w, models: [{ name: m, model: llama, weights: w }] }",
+            "beside native.models",
+        ),
         ("native: { model: llama }", "exactly one of `weights`, `path` and `synth`"),
     ] {
         let refused = parse(yaml).unwrap_err();
