@@ -6,6 +6,7 @@ use support::processes;
 
 mod api_faults;
 mod cli;
+mod cog;
 mod crash;
 mod devices;
 mod files;

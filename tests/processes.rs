@@ -31,7 +31,7 @@ pub fn is_gone(pid: u32) -> bool {
     stat(pid).is_none_or(|(state, _)| matches!(state, 'Z' | 'X'))
 }
 
-fn child_of(server: u32) -> Option<u32> {
+pub fn child_of(server: u32) -> Option<u32> {
     let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid| !is_gone(*pid)).find(|pid| stat(*pid).is_some_and(|(_, parent)| parent == server))
 }

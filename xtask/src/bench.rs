@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::{Outcome, cargo, root, run, target};
+use crate::{Outcome, cargo, clients, root, run, target};
 
 /// All criterion benches, or the one that is named.
 pub fn criterion(words: &[&str]) -> Outcome {
@@ -80,6 +80,21 @@ pub fn peer_torch(words: &[&str]) -> Outcome {
         .arg("--pinion")
         .arg(target().join("release/pinion"))
         .args(if words.is_empty() { &small[..] } else { words }))
+}
+
+/// The real Cog server and Pinion's on one echo model, in turn.
+pub fn peer_cog(words: &[&str]) -> Outcome {
+    clients::set_up()?;
+    cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
+    run(Command::new("python3")
+        .arg(root().join("benches/peer_cog.py"))
+        .arg("--pinion")
+        .arg(target().join("release/pinion"))
+        .arg("--cog")
+        .arg(target().join("clients/cog-0.23.1/bin/python"))
+        .arg("--out")
+        .arg(root().join("benches/results/peer-cog-latest.json"))
+        .args(words))
 }
 
 /// Made once, from a list of packages.

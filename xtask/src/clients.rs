@@ -1,4 +1,5 @@
-//! The official clients that the tests drive, installed from lock files. Knows pip and npm, and nothing of the tests.
+//! The official clients that the tests drive, and the real Cog server that one of them compares with, installed from lock
+//! files. Knows pip and npm, and nothing of the tests.
 
 use std::fs;
 use std::path::Path;
@@ -6,15 +7,15 @@ use std::process::Command;
 
 use crate::{Outcome, root, run, target};
 
-/// Versions of the python client; each has its own lock file and its own environment.
-const PYTHON_CLIENTS: [&str; 2] = ["0.31.0", "1.0.7"];
+/// Of Python: two versions of the client, and Cog. Each has its own lock file and its own environment.
+const PYTHON: [&str; 3] = ["python-0.31.0", "python-1.0.7", "cog-0.23.1"];
 
-/// Makes `target/clients/python-VERSION` and `target/clients/node`, each only when its lock file changed.
+/// Makes `target/clients/NAME` for each of them and `target/clients/node`, each only when its lock file changed.
 pub fn set_up() -> Outcome {
     let locks = root().join("tests/clients");
-    for version in PYTHON_CLIENTS {
-        let lock = locks.join(format!("python-{version}.txt"));
-        let home = target().join("clients").join(format!("python-{version}"));
+    for name in PYTHON {
+        let lock = locks.join(format!("{name}.txt"));
+        let home = target().join("clients").join(name);
         when_changed(&lock, &home, || {
             run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home))?;
             let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r"];

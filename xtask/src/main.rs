@@ -17,7 +17,8 @@ cargo xtask bench [NAME]                  criterion benches, all or one
 cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios
 cargo xtask bench --peer whisper [MODEL] [--long] [--runs N]
                                           beside faster-whisper, whisper.cpp and openai-whisper, the same way
-cargo xtask bench --peer torch [WORD ..]  beside PyTorch and transformers, random weights of one shape";
+cargo xtask bench --peer torch [WORD ..]  beside PyTorch and transformers, random weights of one shape
+cargo xtask bench --peer cog              the Cog API beside the real Cog server: echo and health";
 
 /// Why a chore stopped, for the person who started it.
 type Outcome = Result<(), String>;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         ["bench", "--peer", "llama", rest @ ..] => bench::peer_llama(rest),
         ["bench", "--peer", "whisper", rest @ ..] => bench::peer_whisper(rest),
         ["bench", "--peer", "torch", rest @ ..] => bench::peer_torch(rest),
+        ["bench", "--peer", "cog", rest @ ..] => bench::peer_cog(rest),
         ["bench", rest @ ..] => bench::criterion(rest),
         _ => Err(HELP.to_owned()),
     };

@@ -1,4 +1,5 @@
-//! The hosted service's HTTP API, as unchanged clients meet it: predictions, streams, files, models, errors.
+//! The hosted service's HTTP API, as unchanged clients meet it: predictions, streams, files, models, errors. In `cog`, that of
+//! a Cog container on the same path of a prediction.
 //!
 //! Understands a request, asks the store, the feed or dispatch, and answers in the recorded shapes. Refuses to know
 //! how a model runs, where rows are kept and how a webhook is sent.
@@ -6,6 +7,7 @@
 mod auth;
 mod body;
 mod catalog;
+pub mod cog;
 mod content;
 mod document;
 mod envelope;

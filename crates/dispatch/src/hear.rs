@@ -118,7 +118,7 @@ impl Core {
 
     /// Asked for, or the model broke: then whoever was inside, or on the way in, has not ended.
     fn unloaded(&mut self, place: usize, target: &str, why: Option<&PredictError>) {
-        self.places[place].models.remove(target);
+        let gone = self.places[place].models.remove(target);
         let inside = |live: &Live| live.place == place && live.target == target;
         match why {
             Some(error) => {
@@ -127,6 +127,9 @@ impl Core {
                     self.unload_idle(place);
                 }
                 self.interrupt(inside, error.text(), &Outcome::Failed { error: error.text().to_owned() });
+                if let Some(gone) = gone {
+                    self.replace(target, &gone);
+                }
             }
             None => {
                 let inside = self.inside_where(inside);

@@ -37,7 +37,7 @@ use crate::core::{Core, Said};
 pub use health::{DeviceHealth, Health, ModelHealth, ModelState, TargetHealth};
 pub use inputs::{AsSent, Asked, Inputs, Prepared, Say};
 pub use link::{Gone, Launch, Link};
-pub use settings::{Device, On, Served, Settings};
+pub use settings::{Device, Lost, On, Served, Settings};
 pub use silence::Silence;
 
 #[derive(Debug, thiserror::Error)]

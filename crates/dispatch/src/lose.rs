@@ -8,11 +8,7 @@ use tokio::time::{Duration, Instant};
 use crate::core::Core;
 use crate::live::{Live, Stage};
 use crate::place::{Resident, State};
-use crate::recover::{RUN_ATTEMPTS, interrupted};
 use crate::timers::Due;
-
-/// Workers that a model may take down while it loads before the load counts as failed.
-const LOST_LOADING_LIMIT: u32 = 2;
 
 impl Core {
     pub fn launch(&mut self, place: usize) {
@@ -60,7 +56,7 @@ impl Core {
             if matches!(model.state, State::Loading { .. }) {
                 let trouble = self.places[place].trouble(&target);
                 trouble.lost_loading += 1;
-                if trouble.lost_loading >= LOST_LOADING_LIMIT {
+                if trouble.lost_loading >= self.settings.lost.loads {
                     broken.push(target);
                     continue;
                 }
@@ -70,11 +66,17 @@ impl Core {
         for target in broken {
             self.load_failed(place, &target, &format!("{why} while it loaded the model"));
         }
-        self.interrupt(|live| live.place == place, why, &interrupted());
+        let over = self.over();
+        self.interrupt(|live| live.place == place, why, &over);
+    }
+
+    /// How a prediction ends that was inside a lost worker and does not run again.
+    pub fn over(&self) -> Outcome {
+        Outcome::Failed { error: self.settings.lost.error.clone() }
     }
 
     /// What was loaded unasked is loaded again, unless there is another copy of it.
-    fn replace(&mut self, target: &str, lost: &Resident) {
+    pub fn replace(&mut self, target: &str, lost: &Resident) {
         let Some(there) = self.targets.get_mut(target) else { return };
         let mut copies = self.places.iter_mut().filter_map(|place| place.models.get_mut(target));
         if let Some(copy) = copies.find(|copy| !matches!(copy.state, State::Unloading { .. })) {
@@ -88,7 +90,9 @@ impl Core {
     /// read from, or has been given its second chance, ends as `over`.
     pub fn interrupt(&mut self, which: impl Fn(&Live) -> bool, why: &str, over: &Outcome) {
         let (ends, again): (Vec<Id>, Vec<Id>) = self.inside_where(which).into_iter().partition(|id| {
-            self.live.get(id).is_some_and(|live| live.has_output || live.runs >= RUN_ATTEMPTS || live.stop.is_some())
+            self.live
+                .get(id)
+                .is_some_and(|live| live.has_output || live.runs >= self.settings.lost.runs || live.stop.is_some())
         });
         for id in ends {
             let stop = self.live.get_mut(&id).and_then(|live| live.stop.take());

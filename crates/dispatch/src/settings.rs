@@ -5,6 +5,7 @@ use std::fmt;
 use prediction::LoadSpec;
 
 use crate::Silence;
+use crate::recover::{INTERRUPTED, RUN_ATTEMPTS};
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -24,6 +25,24 @@ pub struct Settings {
     pub drain_seconds: u64,
     /// How long a worker may say nothing before it is replaced; none where it cannot be ended (a thread).
     pub silence: Option<Silence>,
+    pub lost: Lost,
+}
+
+/// What is done about a worker that was lost with something inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// How often a prediction is given to a worker, if nobody has read from it: 1 is never again.
+    pub runs: u32,
+    /// Workers that a model may take down while it loads before the load counts as failed.
+    pub loads: u32,
+    /// What a prediction that does not run again fails with.
+    pub error: String,
+}
+
+impl Default for Lost {
+    fn default() -> Self {
+        Self { runs: RUN_ATTEMPTS, loads: 2, error: INTERRUPTED.to_owned() }
+    }
 }
 
 impl Settings {
@@ -38,6 +57,7 @@ impl Settings {
             retention_seconds: 3600,
             drain_seconds: 20,
             silence: None,
+            lost: Lost::default(),
         }
     }
 }

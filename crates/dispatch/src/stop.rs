@@ -7,7 +7,6 @@ use tokio::time::{Duration, Instant};
 
 use crate::core::{Core, Draining, Said};
 use crate::live::Stage;
-use crate::recover::interrupted;
 use crate::timers::Due;
 
 /// After the drain's limit, how long the store may take to note what ended there.
@@ -73,7 +72,8 @@ impl Core {
             if let Some(outcome) = live.stop.take() {
                 self.finish(&id, outcome);
             } else if live.has_output {
-                self.finish(&id, interrupted());
+                let over = self.over();
+                self.finish(&id, over);
             } else {
                 live.stage = Stage::Waiting;
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use crate::{Class, Rules, check, classify};
+use crate::{Call, Class, Rules, check, classify};
 
 /// To reach the other side.
 pub(crate) const CONNECT_SECONDS: u64 = 5;
@@ -26,8 +26,8 @@ pub enum EgressError {
     Refused { address: IpAddr, class: &'static str },
     #[error("the address could not be resolved: {0}")]
     Unresolved(String),
-    #[error("no answer within {TOTAL_SECONDS} s")]
-    TimedOut,
+    #[error("no answer within {0} s")]
+    TimedOut(f64),
     #[error("no connection within {CONNECT_SECONDS} s")]
     Unreachable,
     #[error("nothing came for {0} s")]
@@ -95,15 +95,8 @@ impl Egress {
 
     /// Sends and answers with the status, whichever it is.
     pub async fn post(&self, url: &str, headers: &[(&str, String)], body: Vec<u8>) -> Result<u16, EgressError> {
-        let url = check(url, &self.rules)?;
-        let mut request = self.client.post(url).timeout(Duration::from_secs(TOTAL_SECONDS)).body(body);
-        for (name, value) in headers {
-            request = request.header(*name, value);
-        }
-        match request.send().await {
-            Ok(answer) => Ok(answer.status().as_u16()),
-            Err(error) => Err(sorted(error)),
-        }
+        let within = Duration::from_secs(TOTAL_SECONDS);
+        Ok(self.post_within(Call { url, headers, body, within }).await?.status)
     }
 
     /// The status, whichever it is, and the body of at most `limit_bytes`.
@@ -166,7 +159,7 @@ pub(crate) fn sorted(error: reqwest::Error) -> EgressError {
     }
     match error.is_timeout() {
         true if error.is_connect() => EgressError::Unreachable,
-        true => EgressError::TimedOut,
+        true => EgressError::TimedOut(TOTAL_SECONDS as f64),
         false => EgressError::Failed(chain(&error.without_url())),
     }
 }

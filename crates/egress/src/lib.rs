@@ -7,11 +7,13 @@
 //! is checked like the first (a post follows none): either would be a way around the rules.
 
 mod address;
+mod call;
 mod client;
 mod data;
 mod fetch;
 
 pub use address::{Class, Rules, check, classify};
+pub use call::{Answered, Call};
 pub use client::{Egress, EgressError};
 pub use data::{Data, data, is_data};
 pub use fetch::{FetchLimits, Fetched};

@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 
 pub use inputs::{Fetching, Limits};
 pub use kinds::of_type as ending_of_type;
-pub use outputs::Keeping;
+pub use outputs::{Keeping, output_name};
 
 /// How long an expired file may still lie on the disk. Nobody can read it there.
 const SWEEP_EVERY: Duration = Duration::from_secs(60);

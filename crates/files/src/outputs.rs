@@ -139,7 +139,7 @@ impl Keeper {
         }
         let about = About {
             kind: FileKind::Output,
-            name: name(place, data.name.as_deref(), &data.content_type),
+            name: output_name(place, data.name.as_deref(), &data.content_type),
             content_type: data.content_type,
             metadata: Map::new(),
             lives_seconds: self.lives_seconds,
@@ -149,7 +149,7 @@ impl Keeper {
 }
 
 /// What the model called it, else after its place in the output; with an end, for one client names its copy by it.
-fn name(place: &str, given: Option<&str>, content_type: &str) -> String {
+pub fn output_name(place: &str, given: Option<&str>, content_type: &str) -> String {
     if let Some(name) = given.and_then(kinds::plain) {
         return name;
     }

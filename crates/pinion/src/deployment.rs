@@ -12,6 +12,7 @@ use schema::config::{Config, Served, WeightsFrom};
 use serde_json::json;
 
 use crate::failure::Failure;
+use crate::launch;
 
 /// What is served when no file is named.
 const DEFAULT_COG_YAML: &str = include_str!("../../../cog.yaml");
@@ -30,16 +31,15 @@ pub struct CogYaml {
 impl CogYaml {
     /// Reads the named file, or the built-in cog.yaml, and resolves every name in it.
     pub fn load(&self) -> Result<Deployment, Failure> {
-        let Some(path) = &self.config else { return Deployment::read(DEFAULT_COG_YAML, BTreeMap::new()) };
-        let text = self.text()?.unwrap_or_default();
-        Deployment::read(&text, own_sets(&text, path)?)
+        match &self.config {
+            None => Deployment::built_in(),
+            Some(path) => Deployment::read_file("--config", path),
+        }
     }
 
     /// The named file's text.
     pub fn text(&self) -> Result<Option<String>, Failure> {
-        let Some(path) = &self.config else { return Ok(None) };
-        let text = std::fs::read_to_string(path);
-        text.map(Some).map_err(|error| Failure::BadInput(format!("--config {}: {error}", path.display())))
+        self.config.as_ref().map(|path| text_of("--config", path)).transpose()
     }
 
     /// The named file.
@@ -77,9 +77,20 @@ pub enum Kept {
 }
 
 impl Deployment {
+    /// What is served when no file is named.
+    pub fn built_in() -> Result<Self, Failure> {
+        Self::read(DEFAULT_COG_YAML, None)
+    }
+
+    /// `word` is the one that named the file.
+    pub fn read_file(word: &str, path: &Path) -> Result<Self, Failure> {
+        Self::read(&text_of(word, path)?, Some(path))
+    }
+
     /// Resolves every name in a cog.yaml's text.
-    fn read(text: &str, own: BTreeMap<String, Own>) -> Result<Self, Failure> {
-        let config = Config::parse(text).map_err(|error| Failure::BadInput(error.to_string()))?;
+    fn read(text: &str, file: Option<&Path>) -> Result<Self, Failure> {
+        let config = Config::parse_with(text, &known).map_err(|error| Failure::BadInput(error.to_string()))?;
+        let own = file.map(|file| own_sets(text, file, &config)).transpose()?.unwrap_or_default();
         let offers = config.models.iter().map(|served| offer(served, &own)).collect::<Result<_, _>>()?;
         Ok(Self { config, offers })
     }
@@ -98,7 +109,30 @@ impl Deployment {
             served["precision"] = dtype.into();
         }
         // JSON is YAML.
-        Self::read(&json!({"native": {"models": [served]}}).to_string(), BTreeMap::new())
+        Self::read(&json!({"native": {"models": [served]}}).to_string(), None)
+    }
+
+    /// Serves this one and no other.
+    pub fn keep_only(&mut self, name: &str) {
+        self.offers.retain(|offer| offer.served.name == name);
+        self.config.models.retain(|model| model.name == name);
+    }
+
+    /// Every model may be on any device.
+    pub fn forget_devices(&mut self) {
+        self.offers.iter_mut().for_each(|offer| offer.served.device = None);
+        self.config.models.iter_mut().for_each(|model| model.device = None);
+    }
+
+    /// What cog.yaml sets for this process and its workers. What it was started with stays: that was said later. For the
+    /// beginning of the program, while it has one thread.
+    pub fn set_environment(&self) {
+        for (name, value) in &self.config.container.environment {
+            if std::env::var_os(name).is_none() {
+                // SAFETY: nobody else reads or writes the environment: there is no other thread yet.
+                unsafe { std::env::set_var(name, value) };
+            }
+        }
     }
 
     /// By short name or by one of its `owner/name`s.
@@ -111,13 +145,26 @@ impl Deployment {
     }
 }
 
-/// The sets that a cog.yaml declares, as the weights.lock beside it pins them. Where the two do not fit, nothing is served.
-fn own_sets(text: &str, file: &Path) -> Result<BTreeMap<String, Own>, Failure> {
+/// `word` is the one that named the file.
+fn text_of(word: &str, path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path);
+    text.map_err(|error| Failure::BadInput(format!("{word} {}: {error}", path.display())))
+}
+
+/// The sets that a cog.yaml declares, as the weights.lock beside it pins them. Where the two do not fit, nothing is served;
+/// without a lock they count only if one of them is to be served: a container of Cog's may name what is never opened here.
+fn own_sets(text: &str, file: &Path, config: &Config) -> Result<BTreeMap<String, Own>, Failure> {
     let declared = runner::weights::declared(text)?;
+    let named = |name: &str| config.container.weights.iter().any(|weights| weights.name == name);
+    let served = |model: &Served| matches!(&model.weights, WeightsFrom::Locked(name) if named(name));
+    let lock = match read_lock(file)? {
+        Some(lock) => lock,
+        None if config.models.iter().any(served) => Lock::new(Vec::new()),
+        None => return Ok(BTreeMap::new()),
+    };
     if declared.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let lock = read_lock(file)?.unwrap_or_else(|| Lock::new(Vec::new()));
     let drift = runner::weights::drift(&declared, &lock);
     if !drift.is_empty() {
         let drift: String = drift.iter().map(|drift| format!("\n  {drift}")).collect();
@@ -151,9 +198,20 @@ pub fn folder_of(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// The model here whose lock names weights from the same place, and what they are called there. Of a hub, any revision.
+fn known(uri: &str) -> Option<(String, String)> {
+    let place = |uri: &str| uri.rsplit_once('@').map_or(uri, |(place, _)| place).to_owned();
+    models::ALL.iter().find_map(|model| {
+        let lock = Lock::parse(model.lock).ok()?;
+        let is_from = |entry: &&Entry| entry.sources.iter().any(|source| place(&source.uri) == place(uri));
+        let entry = lock.weights.iter().find(is_from)?;
+        Some((model.name.to_owned(), entry.name.clone()))
+    })
+}
+
 fn offer(served: &Served, own: &BTreeMap<String, Own>) -> Result<Offer, Failure> {
     let here = |why: String| Failure::BadInput(format!("cog.yaml: model {}: {why}", served.name));
-    let model = models::Entry::named(&served.model).ok_or_else(|| {
+    let model = launch::entries().find(|entry| entry.name == served.model).ok_or_else(|| {
         let known: Vec<&str> = models::ALL.iter().map(|entry| entry.name).collect();
         here(format!("model {:?} is not in this build; it has {}", served.model, known.join(", ")))
     })?;

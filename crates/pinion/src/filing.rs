@@ -74,6 +74,21 @@ fn fetching(
     Fetching::new(egress, files, folder, limits, schemas).map_err(failed)
 }
 
+/// Input files of a server that keeps none: in a folder of the system's temporary ones, for as long as this lives.
+pub struct Passing {
+    pub inputs: Arc<Fetching>,
+    _folder: Scratch,
+}
+
+impl Passing {
+    pub fn open(egress: Egress, deployment: &Deployment) -> Result<Self, Failure> {
+        let folder = Scratch::new();
+        let schemas = deployment.offers.iter().map(schema).collect();
+        let inputs = fetching(egress, None, &folder.0, deployment, schemas)?;
+        Ok(Self { inputs: Arc::new(inputs), _folder: folder })
+    }
+}
+
 /// The input of one prediction without a server, its files on this machine for as long as this lives.
 pub struct Brought {
     pub input: Map,
@@ -82,6 +97,12 @@ pub struct Brought {
 
 /// A folder of the system's temporary ones. It goes with this.
 struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("pinion-{}", secret_text(16))))
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -103,7 +124,7 @@ pub async fn bring(deployment: &Deployment, offer: &Offer, id: &Id, input: &Map)
     // Whoever types the address has the machine.
     let rules = Rules { allow_loopback: true, allow_private: true };
     let egress = Egress::new(rules).map_err(Failure::failed)?;
-    let scratch = Scratch(std::env::temp_dir().join(format!("pinion-{}", secret_text(16))));
+    let scratch = Scratch::new();
     let fetching = fetching(egress, None, &scratch.0, deployment, BTreeMap::from([(target.clone(), schema)]))?;
     let asked = Asked { id: id.clone(), target, origin: String::new(), input: input.clone() };
     let prepared = fetching.prepare(asked, Box::new(|line| eprint!("{line}"))).await.map_err(Failure::BadInput)?;

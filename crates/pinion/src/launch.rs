@@ -13,11 +13,11 @@ use prediction::PredictError;
 use prediction::frame::FromWorker;
 use worker::Owned;
 
-use crate::child;
 use crate::devices::Device;
 use crate::failure::Failure;
 use crate::fetch::Ready;
 use crate::process::{self, Process};
+use crate::{child, echo};
 
 #[derive(Args)]
 pub struct Words {
@@ -75,7 +75,12 @@ impl Launch for Thread {
 /// Every model of this build, by its folder's name.
 pub fn registry() -> worker::Registry {
     let ready = |entry: &models::Entry| Arc::new(Ready((entry.model)())) as Arc<dyn prediction::Model>;
-    models::ALL.iter().map(|entry| (entry.name.to_owned(), ready(entry))).collect::<BTreeMap<_, _>>()
+    entries().map(|entry| (entry.name.to_owned(), ready(entry))).collect()
+}
+
+/// Every model of this build, and the echo that tests and benches serve.
+pub fn entries() -> impl Iterator<Item = &'static models::Entry> {
+    models::ALL.iter().chain(std::iter::once(&echo::ENTRY))
 }
 
 /// The device, opened: `cpu` or `cuda:N`.

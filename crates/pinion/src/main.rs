@@ -3,9 +3,11 @@
 mod bench;
 mod check;
 mod child;
+mod cog;
 mod deployment;
 mod devices;
 mod doctor;
+mod echo;
 mod failure;
 mod fetch;
 mod filing;
@@ -52,6 +54,8 @@ struct Cli {
 enum Word {
     /// Answer the Replicate HTTP API; GET /readyz says 200 once it serves.
     Serve(serve::Words),
+    /// Answer the HTTP API of a Cog container, for one model: what runs Cog images can run this.
+    Cog(cog::Words),
     /// Run one prediction here: text streams to stdout, everything else goes to stderr.
     Run(run::Words),
     /// Run a stored prediction again: the same output, or what differs.
@@ -94,11 +98,13 @@ fn main() -> ExitCode {
     }
     match word {
         Word::Worker(_) => log_to_the_server(),
-        Word::Serve(_) => log_to_stderr("info"),
-        _ => log_to_stderr("warn"),
+        Word::Serve(_) => log_to_stderr("info", "console"),
+        Word::Cog(_) => log_to_stderr(cog::log_level(), "json"),
+        _ => log_to_stderr("warn", "console"),
     }
     let outcome = match word {
         Word::Serve(words) => serve::main(words),
+        Word::Cog(words) => cog::main(words),
         Word::Run(words) => run::main(words),
         Word::Rerun(words) => rerun::main(words),
         Word::Init(words) => init::main(words),
@@ -123,11 +129,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// `RUST_LOG` decides what is logged; `LOG_FORMAT=json` how.
-fn log_to_stderr(default: &str) {
+/// `RUST_LOG` decides what is logged; `LOG_FORMAT`, `json` or `console`, how.
+fn log_to_stderr(default: &str, format: &str) {
     use std::io::IsTerminal;
     let log = tracing_subscriber::fmt().with_env_filter(filter(default)).with_writer(std::io::stderr);
-    if std::env::var("LOG_FORMAT").is_ok_and(|format| format == "json") {
+    if std::env::var("LOG_FORMAT").map_or(format == "json", |format| format == "json") {
         log.json().init();
     } else {
         log.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();

@@ -38,6 +38,7 @@ pub struct Words {
 
 pub fn main(words: Words) -> Result<(), Failure> {
     let deployment = words.config.load()?;
+    deployment.set_environment();
     let offer = deployment.find(&words.model)?;
     let input = inputs::read(&words.inputs, &offer.schema)?;
     words.output.as_deref().map_or(Ok(()), may_hold_a_file)?;

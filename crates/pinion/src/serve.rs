@@ -48,6 +48,7 @@ pub fn main(words: Words) -> Result<(), Failure> {
         Some(shape) => Deployment::synth(shape, words.dtype.as_deref())?,
         None => words.config.load()?,
     };
+    deployment.set_environment();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(serve(words, deployment))
 }
@@ -176,7 +177,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What a load may take between two lines of progress before its worker counts as hung: the largest weights from a slow
 /// disk.
-const LOAD_SILENCE_SECONDS: u64 = 600;
+pub const LOAD_SILENCE_SECONDS: u64 = 600;
 
 /// The data folder's name for its leases: a restart on the same folder knows its own.
 const OWNER: &str = "serve";
@@ -210,7 +211,7 @@ fn served(offer: &Offer) -> Result<api::Served, Failure> {
 }
 
 /// Ctrl-C, or the SIGTERM of whoever supervises us.
-async fn stop_signal() {
+pub async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).expect("the signal handler can be installed");
     tokio::select! {

@@ -1,5 +1,8 @@
 //! cog.yaml: what this deployment serves, and its limits. Everything of ours stands under `native:`, so that stock Cog
-//! can still read the file; its own top-level keys are noted and left alone.
+//! can still read the file; of its own keys those are read that mean something without Python, and the others are named once.
+//!
+//! What is served is said in one of these ways: `native.models`, a list; `native.model` with the keys of one of them;
+//! `run: native.py:NAME` with one entry in `weights`; or a Python reference beside weights that a model here is known to have.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,16 +12,19 @@ use std::{
 
 use serde_json::Value;
 
+use entries::Entries;
+
 use crate::{Map, read::Mapping};
 
+mod container;
 mod devices;
+mod entries;
 mod files;
 
+pub use container::{Container, Declared};
 pub use devices::Device;
+pub use entries::Known;
 pub use files::{FileLimits, OutputFiles};
-
-/// The top-level keys of Cog that mean nothing without Python; they are named once and ignored.
-const COG_KEYS: [&str; 8] = ["build", "image", "model", "run", "predict", "train", "concurrency", "environment"];
 
 /// Names the key, the value and the limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +49,8 @@ pub struct Config {
     pub retention_seconds: u64,
     pub egress: Egress,
     pub account: Account,
+    /// Cog's own keys.
+    pub container: Container,
     /// Lines for the operator about what was read and ignored.
     pub notes: Vec<String>,
 }
@@ -155,11 +163,15 @@ const PRECISIONS_EXPECTED: &str = "f32, f16 or bf16 is expected, or int8, fp8, q
 
 impl Config {
     pub fn parse(yaml: &str) -> Result<Self, ConfigError> {
+        Self::parse_with(yaml, &|_| None)
+    }
+
+    /// `known` is asked for the model that weights from a URI are of, and for their name there.
+    pub fn parse_with(yaml: &str, known: &Known) -> Result<Self, ConfigError> {
         let mut root = Mapping::new("", Some(load(yaml)?))?;
         let mut native = root.mapping("native")?;
-        // Read by whoever knows locks: the sets that `native.models[].weights` may name.
-        root.take("weights");
-        let notes = notes(root.rest());
+        let container = Container::read(&mut root)?;
+        let unknown: Vec<String> = root.rest().into_iter().map(|(key, _)| key).collect();
         let mut account = native.mapping("account")?;
         let username = account.text("username")?.unwrap_or_else(|| "pinion".into());
         let name = account.text("name")?.unwrap_or_else(|| "Pinion".into());
@@ -176,17 +188,22 @@ impl Config {
         let output_files = OutputFiles::read(&mut native)?;
         let devices = devices::read(native.list("devices")?)?;
         let retention_seconds = native.number("retention_seconds", range::RETENTION_SECONDS)?;
-        let models = native.list("models")?.into_iter().enumerate();
-        let models: Vec<_> = models.map(|(i, value)| served(i, value, &account.username)).collect::<Result<_, _>>()?;
+        let Entries { list, is_native, note } = Entries::read(&mut native, &container, known)?;
+        let models = list.into_iter().enumerate();
+        let models = models.map(|(i, value)| served(i, value, &account.username));
+        let mut models: Vec<Served> = models.collect::<Result<_, _>>()?;
         native.end()?;
-        unique(&models)?;
-        if models.is_empty() {
-            return Err(ConfigError("native.models is empty: there is nothing to serve".into()));
+        for model in &mut models {
+            model.device =
+                model.device.take().or_else(|| container.gpu.map(|gpu| if gpu { "cuda" } else { "cpu" }.into()));
+            model.concurrency = model.concurrency.or(container.concurrency);
         }
+        unique(&models)?;
+        let notes = entries::notes(&container, is_native, unknown).chain(note).collect();
         devices::check(&models, &devices)?;
         let retention_seconds = retention_seconds.unwrap_or(RETENTION_SECONDS);
         let egress = Egress { allow_private };
-        Ok(Self { models, devices, limits, output_files, retention_seconds, egress, account, notes })
+        Ok(Self { models, devices, limits, output_files, retention_seconds, egress, account, container, notes })
     }
 }
 
@@ -194,16 +211,6 @@ impl Config {
 fn load(yaml: &str) -> Result<Value, ConfigError> {
     let value: serde_norway::Value = serde_norway::from_str(yaml).map_err(|error| ConfigError(error.to_string()))?;
     serde_json::to_value(value).map_err(|error| ConfigError(error.to_string()))
-}
-
-fn notes(rest: Map) -> Vec<String> {
-    let (cog, unknown): (Vec<_>, Vec<_>) =
-        rest.into_iter().map(|(key, _)| key).partition(|key| COG_KEYS.contains(&key.as_str()));
-    let note =
-        |keys: Vec<String>, why: &str| (!keys.is_empty()).then(|| format!("cog.yaml: {} {why}", keys.join(", ")));
-    let cog = note(cog, "ignored: Pinion runs no Python and reads `native:` only");
-    let unknown = note(unknown, "ignored: neither Cog nor Pinion knows it");
-    cog.into_iter().chain(unknown).collect()
 }
 
 fn limits(mut keys: Mapping) -> Result<Limits, ConfigError> {

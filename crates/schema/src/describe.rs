@@ -23,7 +23,7 @@ fn property(field: &Field, order: usize) -> Value {
     let mut put = |key: &str, value: Option<Value>| value.map(|value| schema.insert(key.into(), value));
     match field.choices {
         [] => {
-            put("type", Some(type_of(field.kind).into()));
+            put("type", Some(field.kind.json_type().into()));
             put("title", Some(title(field.name).into()));
         }
         _ => {
@@ -40,15 +40,6 @@ fn property(field: &Field, order: usize) -> Value {
     put("x-order", Some(order.into()));
     put("nullable", field.nullable.then(|| true.into()));
     schema.into()
-}
-
-fn type_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::String | Kind::Uri => "string",
-        Kind::Integer => "integer",
-        Kind::Number => "number",
-        Kind::Boolean => "boolean",
-    }
 }
 
 /// `top_p` becomes `Top P`.

@@ -17,6 +17,18 @@ pub enum Kind {
     Uri,
 }
 
+impl Kind {
+    /// As JSON Schema calls it.
+    pub fn json_type(self) -> &'static str {
+        match self {
+            Self::String | Self::Uri => "string",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Boolean => "boolean",
+        }
+    }
+}
+
 /// A field as it was declared with `input!`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Field {
@@ -156,6 +168,11 @@ impl ModelSchema {
     /// Whether it gives files anywhere in its output.
     pub fn gives_files(&self) -> bool {
         places::holds_files(&self.output_json())
+    }
+
+    /// Whether its output is a list that grows.
+    pub fn streams(&self) -> bool {
+        matches!(self.output, Output::TextIterator | Output::UriIterator)
     }
 
     /// Whether its output is files and nothing else.

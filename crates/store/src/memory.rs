@@ -22,8 +22,9 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Rows {
-    predictions: Vec<Row>,
-    /// Index into `predictions`: the key.
+    /// By key: in the order in which they came.
+    predictions: BTreeMap<usize, Row>,
+    keys: usize,
     by_id: HashMap<Id, usize>,
     by_stream_key: HashMap<String, usize>,
     newest: BTreeMap<(Timestamp, usize), ()>,
@@ -62,6 +63,18 @@ impl MemoryStore {
         Self { clock, rows: Mutex::default() }
     }
 
+    /// Leaves nothing of a prediction that has ended: for a server that keeps no results.
+    pub fn forget(&self, id: &Id) {
+        let mut rows = self.rows();
+        let ended = rows.row(id).filter(|(_, row)| row.prediction.status.is_terminal()).map(|(key, _)| key);
+        let Some(key) = ended else { return };
+        let Some(Row { prediction, .. }) = rows.predictions.remove(&key) else { return };
+        rows.by_id.remove(id);
+        rows.by_stream_key.remove(&prediction.request.stream_key);
+        rows.newest.remove(&(prediction.request.created_at, key));
+        rows.outbox.retain(|_, (delivery, _)| delivery.id != *id);
+    }
+
     fn rows(&self) -> MutexGuard<'_, Rows> {
         // A panic under the lock is a defect of this file; the rows are still the best there is.
         self.rows.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -71,12 +84,12 @@ impl MemoryStore {
 impl Rows {
     fn row(&mut self, id: &Id) -> Option<(usize, &mut Row)> {
         let key = *self.by_id.get(id)?;
-        Some((key, &mut self.predictions[key]))
+        Some((key, self.predictions.get_mut(&key)?))
     }
 
     /// After events were folded in: what follows from the end.
     fn settle(&mut self, key: usize) {
-        let prediction = &self.predictions[key].prediction;
+        let Some(Row { prediction, .. }) = self.predictions.get(&key) else { return };
         if !prediction.status.is_terminal() {
             return;
         }
@@ -98,12 +111,13 @@ impl Store for MemoryStore {
         if rows.by_id.contains_key(&request.id) {
             return Err(rules::exists(&request.id));
         }
-        let key = rows.predictions.len();
+        rows.keys += 1;
+        let key = rows.keys;
         rows.by_id.insert(request.id.clone(), key);
         rows.by_stream_key.insert(request.stream_key.clone(), key);
         rows.newest.insert((request.created_at, key), ());
         rows.open.insert((request.created_at, key), ());
-        rows.predictions.push(Row {
+        let row = Row {
             prediction: Prediction::new(request.clone()),
             events: Vec::new(),
             attempt: 0,
@@ -111,7 +125,8 @@ impl Store for MemoryStore {
             lease_until: None,
             cancel_requested: false,
             run: None,
-        });
+        };
+        rows.predictions.insert(key, row);
         Ok(())
     }
 
@@ -121,7 +136,7 @@ impl Store for MemoryStore {
 
     async fn by_stream_key(&self, key: &str) -> Result<Option<Id>, StoreError> {
         let rows = self.rows();
-        Ok(rows.by_stream_key.get(key).map(|&key| rows.predictions[key].prediction.request.id.clone()))
+        Ok(rows.by_stream_key.get(key).map(|key| rows.predictions[key].prediction.request.id.clone()))
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -144,7 +159,7 @@ impl Store for MemoryStore {
         let more = found.len() > query.page_size;
         found.truncate(query.page_size);
         let items = found.into_iter();
-        let items = items.map(|(_, key)| (key as i64, rows.predictions[key].prediction.clone())).collect();
+        let items = items.map(|(_, key)| (key as i64, rows.predictions[&key].prediction.clone())).collect();
         Ok(Page::around(query.cursor, items, more))
     }
 
@@ -156,8 +171,7 @@ impl Store for MemoryStore {
 
     async fn waiting(&self) -> Result<u64, StoreError> {
         let (rows, now) = (self.rows(), (self.clock)());
-        let held_by_nobody =
-            |&&(_, key): &&(Timestamp, usize)| rules::is_waiting(rows.predictions[key].lease_until, now);
+        let held_by_nobody = |(_, key): &&(Timestamp, usize)| rules::is_waiting(rows.predictions[key].lease_until, now);
         Ok(rows.open.keys().filter(held_by_nobody).count() as u64)
     }
 
@@ -169,7 +183,7 @@ impl Store for MemoryStore {
             if leases.len() == max {
                 break;
             }
-            let row = &mut rows.predictions[key];
+            let Some(row) = rows.predictions.get_mut(&key) else { continue };
             if rules::is_waiting(row.lease_until, now) {
                 row.attempt += 1;
                 row.owner = Some(owner.to_owned());
@@ -203,7 +217,7 @@ impl Store for MemoryStore {
         let keys: Vec<usize> = rows.open.keys().map(|&(_, key)| key).collect();
         let mut released = 0;
         for key in keys {
-            let row = &mut rows.predictions[key];
+            let Some(row) = rows.predictions.get_mut(&key) else { continue };
             if row.owner.as_deref() == Some(owner) {
                 (row.owner, row.lease_until) = (None, None);
                 released += 1;
@@ -282,7 +296,7 @@ impl Store for MemoryStore {
         let mut rows = self.rows();
         let unsent: Vec<Id> = rows.outbox.values().map(|(delivery, _)| delivery.id.clone()).collect();
         let mut swept = 0;
-        for row in &mut rows.predictions {
+        for row in rows.predictions.values_mut() {
             let prediction = &mut row.prediction;
             let old = prediction.completed_at.is_some_and(|ended| ended < ended_before);
             if old && !prediction.data_removed && !unsent.contains(&prediction.request.id) {

@@ -30,3 +30,4 @@ mod memory_conforms {
 }
 
 mod agree;
+mod forgets;

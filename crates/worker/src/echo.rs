@@ -1,6 +1,7 @@
 //! A model without weights that says back what it was told: for the tests and benches of everything above the seam.
-//! Refuses to be served to anybody: no `models/` folder names it.
+//! No `models/` folder names it: it is served only where a cog.yaml asks for `model: echo`.
 
+use std::path::Path;
 use std::time::Duration;
 
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, Output, PredictError};
@@ -19,7 +20,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 /// - `file`: a `file://` URI; what it says in place of `text` is the size and the SHA-256 of what is there
 /// - `gives`: `one`, `list`, `each` or `object`: gives `text` as files of the type `mime`, in place of pieces
 /// - `log`: a line for the logs, said first
-/// - `hold: true`: after the last piece, waits until it is cancelled
+/// - `hold: true`: after the last piece, waits until it is cancelled; `until: "path"`: or until that file is there
 /// - `fail: "why"`: fails after the last piece
 /// - `refuse: "why"`: is refused at admission; `crash: "why"`: breaks the whole model in its first step;
 ///   `panic: "why"`: the same by a panic
@@ -30,11 +31,14 @@ impl Model for Echo {
         Ok(bytes(spec))
     }
 
-    /// The defaults of a spec may hold `load_fails: "why"`, `load_says: "line"` and `needs_bytes: N`, which it claims to
-    /// hold.
+    /// The defaults of a spec may hold `load_fails: "why"`, `load_says: "line"`, `load_waits_for: "path"`, which is loaded
+    /// when that is there, and `needs_bytes: N`, which it claims to hold.
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         if let Some(line) = text(&spec.defaults, "load_says") {
             report(&line);
+        }
+        while text(&spec.defaults, "load_waits_for").is_some_and(|path| !Path::new(&path).exists()) {
+            std::thread::sleep(HOLD_PAUSE);
         }
         match text(&spec.defaults, "load_fails") {
             Some(why) => Err(PredictError::Operator(why)),
@@ -65,6 +69,7 @@ struct Guest {
     words: u64,
     said: u64,
     hold: bool,
+    until: Option<String>,
     end: End,
 }
 
@@ -111,6 +116,7 @@ impl Loaded for Room {
         } else {
             End::Well
         };
+        let until = text(&job.input, "until");
         self.inside.push(Guest {
             id: job.id,
             log: text(&job.input, "log"),
@@ -118,7 +124,8 @@ impl Loaded for Room {
             files,
             words: words.split_whitespace().count() as u64,
             said: 0,
-            hold: job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
+            hold: until.is_some() || job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
+            until,
             end,
         });
         Ok(())
@@ -147,6 +154,9 @@ impl Loaded for Room {
             }
             for file in guest.files.drain(..) {
                 emit(&guest.id, Event::Output(file));
+            }
+            if guest.until.as_ref().is_some_and(|path| Path::new(path).exists()) {
+                (guest.hold, guest.until) = (false, None);
             }
             let stays = !guest.pieces.is_empty() || guest.hold;
             if !stays {

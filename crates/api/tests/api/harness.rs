@@ -68,7 +68,7 @@ pub const BODY_BYTES: u64 = 64 << 10;
 /// As far as the clients are concerned.
 pub const HOST: &str = "gears.example:5000";
 
-struct EchoThread;
+pub struct EchoThread;
 
 impl Launch for EchoThread {
     fn launch(&self, _device: &str) -> std::io::Result<Link> {

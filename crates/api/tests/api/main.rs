@@ -1,5 +1,6 @@
 //! The API as a client meets it. One file per kind of promise.
 
+mod cog;
 mod create;
 mod file_outputs;
 mod files;

@@ -37,8 +37,8 @@ async fn a_model_goes_to_the_emptiest_device_and_predictions_go_where_it_is() {
     first.runs("a2").await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_model_that_is_missed_least_leaves_whichever_device_it_is_on() {
+/// Two devices of ten bytes, each with an idle model of nine that was used once, a before b; c may be on both.
+async fn both_full() -> (Bench, Puppet, Puppet) {
     let (bench, mut first, mut second) = bench(10, vec![on("a", "cuda:0"), on("b", "cuda:1"), served("c")]).await;
     for (worker, target, id) in [(&mut first, "a", "a1"), (&mut second, "b", "b1")] {
         bench.submit_to(target, id).await;
@@ -47,6 +47,12 @@ async fn the_model_that_is_missed_least_leaves_whichever_device_it_is_on() {
         bench.end(id).await;
         settle().await;
     }
+    (bench, first, second)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_model_that_is_missed_least_leaves_whichever_device_it_is_on() {
+    let (bench, mut first, mut second) = both_full().await;
     bench.submit_to("c", "c1").await;
     first.has_no_room("c", 8).await;
     first.unloads("a").await;
@@ -57,14 +63,7 @@ async fn the_model_that_is_missed_least_leaves_whichever_device_it_is_on() {
 
 #[tokio::test(start_paused = true)]
 async fn room_is_made_on_one_device_and_not_on_two() {
-    let (bench, mut first, mut second) = bench(10, vec![on("a", "cuda:0"), on("b", "cuda:1"), served("c")]).await;
-    for (worker, target, id) in [(&mut first, "a", "a1"), (&mut second, "b", "b1")] {
-        bench.submit_to(target, id).await;
-        worker.loads_bytes(target, 9, 1).await;
-        worker.runs(id).await;
-        bench.end(id).await;
-        settle().await;
-    }
+    let (bench, mut first, mut second) = both_full().await;
     bench.submit_to("c", "c1").await;
     first.has_no_room("c", 8).await;
     first.is_asked_to_unload("a").await;

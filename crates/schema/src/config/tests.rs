@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod container;
+
 const DEFAULT: &str = include_str!("../../../../cog.yaml");
 
 fn model(keys: &str) -> String {
@@ -67,18 +69,6 @@ fn what_is_not_written_has_a_default() {
     assert_eq!(Config::parse(path).unwrap().models[0].weights, WeightsFrom::Path("my/weights.gguf".into()));
     let synth = "native: { models: [{ name: m, model: llama, synth: llama-3-8b }] }";
     assert_eq!(Config::parse(synth).unwrap().models[0].weights, WeightsFrom::Synth("llama-3-8b".into()));
-}
-
-#[test]
-fn cogs_own_keys_are_named_once_and_ignored() {
-    let yaml = format!("build: {{ gpu: true }}\npredict: 'predict.py:P'\ncolour: red\n{}", model(""));
-    assert_eq!(
-        Config::parse(&yaml).unwrap().notes,
-        [
-            "cog.yaml: build, predict ignored: Pinion runs no Python and reads `native:` only",
-            "cog.yaml: colour ignored: neither Cog nor Pinion knows it",
-        ]
-    );
 }
 
 #[test]

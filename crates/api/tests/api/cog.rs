@@ -1,0 +1,183 @@
+//! The Cog face over the real dispatch and the echo model, where a model gives files: as data URIs, uploaded, and with an
+//! upload target that is down; and what only shows inside one process.
+
+use std::{sync::Arc, time::Duration};
+
+use ::files::{Fetching, Limits};
+use api::cog::{Cog, Engine, Settings};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::Request,
+    response::Response,
+    routing::put,
+};
+use dispatch::{Dispatch, Lost};
+use egress::{Egress, Rules};
+use http_body_util::BodyExt;
+use prediction::{LoadSpec, Weights};
+use schema::{ModelSchema, Output};
+use serde_json::{Value, json};
+use store::{MemoryStore, Store, feed::Feed};
+use tokio::sync::mpsc;
+use tower::ServiceExt;
+
+use crate::harness::{EchoThread, FileInput};
+
+schema::input! {
+    /// What the echo model reads when it is to go on.
+    struct HeldInput {
+        text: String { description: "What to say." }
+        hold: Option<bool> { description: "Wait to be cancelled." }
+    }
+}
+
+struct Container {
+    cog: Cog,
+    store: Arc<MemoryStore>,
+    _folder: tempfile::TempDir,
+}
+
+impl Container {
+    /// Gives files, one after the other.
+    async fn start(upload_url: Option<String>) -> Self {
+        Self::serving(ModelSchema { input: FileInput::fields(), output: Output::UriIterator }, upload_url).await
+    }
+
+    async fn serving(schema: ModelSchema, upload_url: Option<String>) -> Self {
+        let cog = Cog::new(Settings {
+            target: "echo".into(),
+            schema: schema.clone(),
+            slots: 1,
+            queue: false,
+            keep: None,
+            upload_url,
+            file_name: ::files::output_name,
+            stream_history: 1024,
+            throttle: Duration::from_millis(500),
+            webhook_token: None,
+            user_agent: None,
+            body_bytes: 1 << 20,
+            ready_file: None,
+        });
+        let store = Arc::new(MemoryStore::new());
+        let feed = Feed::new(store.clone());
+        let folder = tempfile::tempdir().unwrap();
+        let egress = Egress::new(Rules { allow_loopback: true, allow_private: true }).unwrap();
+        let limits = Limits { bytes: 1 << 20, seconds: 60 };
+        let schemas = [("echo".to_owned(), schema)].into();
+        let inputs = Fetching::new(egress.clone(), None, &folder.path().join("inputs"), limits, schemas).unwrap();
+        let spec = LoadSpec { concurrency: Some(1), ..LoadSpec::new("echo", "echo", Weights::Path("unused".into())) };
+        let settings = dispatch::Settings {
+            lost: Lost { runs: 1, ..Lost::default() },
+            ..dispatch::Settings::new("cog", vec![dispatch::Served { pinned: true, ..dispatch::Served::new(spec) }])
+        };
+        let launch = cog.overhear(Arc::new(EchoThread));
+        let dispatch =
+            Dispatch::start_with(store.clone(), feed.clone(), launch, Arc::new(inputs), settings).await.unwrap();
+        let version = "0".repeat(64);
+        cog.started(Engine { store: store.clone(), feed, dispatch, egress, version, keep: Box::new(()) });
+        cog.setup().settled().await;
+        Self { cog, store, _folder: folder }
+    }
+
+    async fn create(&self, body: Value) -> Value {
+        let answer = self.post("application/json", body).await;
+        serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap()
+    }
+
+    async fn stream(&self, body: Value) -> Response {
+        self.post("text/event-stream", body).await
+    }
+
+    async fn post(&self, accept: &str, body: Value) -> Response {
+        let request = Request::post("/predictions").header("content-type", "application/json").header("accept", accept);
+        self.cog.router().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap()
+    }
+}
+
+fn two_files() -> Value {
+    json!({ "id": "mine", "input": { "text": "words", "gives": "each", "mime": "text/plain" } })
+}
+
+/// A server that keeps what is put and says where it lies.
+async fn shelf() -> (String, mpsc::UnboundedReceiver<(String, String, Bytes)>) {
+    let (send, puts) = mpsc::unbounded_channel();
+    let keep = move |request: Request<Body>| {
+        let send = send.clone();
+        async move {
+            let header = |name| request.headers()[name].to_str().unwrap().to_owned();
+            let about = format!("{} {}", header("x-prediction-id"), header("content-type"));
+            let path = request.uri().path().to_owned();
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            send.send((path, about, body)).unwrap();
+            [("location", "http://cdn.example/there.txt?signature=1")]
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/kept", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/kept/{name}", put(keep))).await });
+    (url, puts)
+}
+
+#[tokio::test]
+async fn files_are_data_uris_unless_there_is_somewhere_to_put_them() {
+    let inline = Container::start(None).await.create(two_files()).await;
+    assert_eq!(inline["output"], json!(["data:text/plain,words", "data:text/plain,words"]));
+    let (url, mut puts) = shelf().await;
+    let put = Container::start(Some(url)).await.create(two_files()).await;
+    let there = "http://cdn.example/there.txt";
+    assert_eq!(
+        (&put["status"], &put["output"]),
+        (&json!("succeeded"), &json!([there, there])),
+        "without its signature"
+    );
+    for _ in 0..2 {
+        let (path, about, body) = puts.recv().await.unwrap();
+        assert_eq!((path.as_str(), about.as_str()), ("/kept/output.txt", "mine text/plain"));
+        assert_eq!(body, "words");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_target_that_is_down_fails_the_prediction_and_not_the_server() {
+    let container = Container::start(Some("http://127.0.0.1:1/kept".into())).await;
+    for _ in 0..2 {
+        let failed = container.create(two_files()).await;
+        assert_eq!((&failed["status"], &failed["output"]), (&json!("failed"), &Value::Null), "{failed}");
+        let error = failed["error"].as_str().unwrap();
+        assert!(error.starts_with("Failed to upload output: upload request failed: "), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_prediction_that_has_ended() {
+    let container = Container::start(None).await;
+    for _ in 0..3 {
+        container.create(two_files()).await;
+    }
+    let all = store::ListQuery { page_size: 10, ..store::ListQuery::default() };
+    assert!(container.store.list(&all).await.unwrap().predictions.is_empty());
+}
+
+#[tokio::test]
+async fn silence_on_a_stream_is_broken_by_a_comment() {
+    let container =
+        Container::serving(ModelSchema { input: HeldInput::fields(), output: Output::TextIterator }, None).await;
+    let answer = container.stream(json!({ "input": { "text": "x", "hold": true } })).await;
+    let mut body = answer.into_body();
+    let mut seen = String::new();
+    while !seen.contains("event: output") {
+        seen += std::str::from_utf8(body.frame().await.unwrap().unwrap().data_ref().unwrap()).unwrap();
+    }
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap(), ":\n\n");
+    assert!(began.elapsed() <= Duration::from_secs(16), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_model_whose_output_does_not_grow_has_no_stream() {
+    let container = Container::serving(ModelSchema { input: FileInput::fields(), output: Output::UriList }, None).await;
+    assert_eq!(container.stream(two_files()).await.status(), 406);
+}
