@@ -33,7 +33,7 @@ pub trait Engine {
     /// but of an embedding that is not also the head only rows; keys and values of the positions.
     fn step_bytes(&self, positions: usize) -> u64;
 
-    /// Bytes per second that the device's memory gives at most, measured now.
+    /// Bytes per second that the device's memory gives at most, measured now; not a number where it cannot be.
     fn bandwidth(&self) -> Result<f64>;
 
     /// What activations are rounded to on their way; f32 where they are not.
@@ -110,7 +110,8 @@ impl Engine for Direct {
     }
 
     fn bandwidth(&self) -> Result<f64> {
-        Ok(kernels::bandwidth::read_bytes_per_s(&self.net.pool))
+        // What candle does elsewhere is not ours to measure.
+        Ok(if self.net.device.is_cpu() { kernels::bandwidth::read_bytes_per_s(&self.net.pool) } else { f64::NAN })
     }
 
     fn send(&mut self, rows: &Rows, asks: &[Ask]) -> Result<()> {

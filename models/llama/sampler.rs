@@ -136,6 +136,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_ahead_counts_the_tokens_that_are_not_known() {
+        let settings = Settings { min_tokens: 2, repetition_penalty: 1.5, ..Settings::greedy() };
+        let mut sampler = Sampler::new(settings, &[4]);
+        let asked = |sampler: &Sampler, unknown| {
+            let ask = sampler.ask(&[9], unknown);
+            (ask.place, ask.banned.len(), ask.seen.len())
+        };
+        assert_eq!((asked(&sampler, 0), asked(&sampler, 1)), ((0, 1, 1), (1, 1, 1)));
+        sampler.took(3);
+        assert_eq!((asked(&sampler, 0), asked(&sampler, 1)), ((1, 1, 2), (2, 0, 2)));
+    }
+
+    #[test]
     fn penalties_fall_on_what_was_generated() {
         assert_eq!(next(Settings { presence_penalty: 1.5, ..Settings::greedy() }, &[2], &[]), [1, 2, 1, 1]);
         assert_eq!(next(Settings { frequency_penalty: 0.75, ..Settings::greedy() }, &[], &[]), [1, 1, 2, 1]);

@@ -15,10 +15,7 @@ pub fn criterion(words: &[&str]) -> Outcome {
 /// llama.cpp (from its python wheels) and Pinion in turn on the same files. The peers live in their own environment,
 /// made once from `benches/peers.txt`, or in the one whose python `PINION_PEERS_PYTHON` names.
 pub fn peer_llama(words: &[&str]) -> Outcome {
-    let python = match std::env::var_os("PINION_PEERS_PYTHON") {
-        Some(python) => python.into(),
-        None => peers_environment("peers", "benches/peers.txt")?,
-    };
+    let python = peers_python("peers", "benches/peers.txt")?;
     cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
     let pinion = target().join("release/pinion");
     let weights = Command::new(&pinion)
@@ -42,10 +39,7 @@ pub fn peer_whisper(words: &[&str]) -> Outcome {
         [model, rest @ ..] if !model.starts_with('-') => (*model, rest),
         rest => ("whisper-tiny.en", rest),
     };
-    let python = match std::env::var_os("PINION_PEERS_PYTHON") {
-        Some(python) => python.into(),
-        None => peers_environment("peers-whisper", "benches/peers_whisper.txt")?,
-    };
+    let python = peers_python("peers-whisper", "benches/peers_whisper.txt")?;
     cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
     let pinion = target().join("release/pinion");
     let weights = Command::new(&pinion)
@@ -69,10 +63,7 @@ pub fn peer_whisper(words: &[&str]) -> Outcome {
 /// A plain PyTorch + transformers loop and Pinion in turn, random weights of one shape: on the CPU a small one, unless `words` say
 /// otherwise. On a GPU machine the script is called by itself, see its top.
 pub fn peer_torch(words: &[&str]) -> Outcome {
-    let python = match std::env::var_os("PINION_PEERS_PYTHON") {
-        Some(python) => python.into(),
-        None => peers_environment("peers", "benches/peers.txt")?,
-    };
+    let python = peers_python("peers", "benches/peers.txt")?;
     cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
     let small = ["--shape", "smollm2-135m", "--dtype", "f32", "--batches", "1,4", "--prompt", "64", "--decode", "32"];
     run(Command::new(python)
@@ -82,6 +73,7 @@ pub fn peer_torch(words: &[&str]) -> Outcome {
         .args(if words.is_empty() { &small[..] } else { words }))
 }
 
+<<<<<<< HEAD
 /// The real Cog server and Pinion's on one echo model, in turn.
 pub fn peer_cog(words: &[&str]) -> Outcome {
     clients::set_up()?;
@@ -99,6 +91,13 @@ pub fn peer_cog(words: &[&str]) -> Outcome {
 
 /// Made once, from a list of packages.
 fn peers_environment(name: &str, packages: &str) -> Result<std::path::PathBuf, String> {
+=======
+/// The one that the environment names, else of an environment made once from a list of packages.
+fn peers_python(name: &str, packages: &str) -> Result<std::path::PathBuf, String> {
+    if let Some(python) = std::env::var_os("PINION_PEERS_PYTHON") {
+        return Ok(python.into());
+    }
+>>>>>>> cuda
     let home = target().join(name);
     let python = home.join("bin/python");
     if !python.exists() {

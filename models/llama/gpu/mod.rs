@@ -283,6 +283,13 @@ impl<S: Stream> Gpu<S> {
     }
 }
 
+impl<S: Stream> Drop for Gpu<S> {
+    /// A step may be under way: its memory goes when it has passed. An error has nobody to hear it any more.
+    fn drop(&mut self) {
+        drop(self.stream.wait());
+    }
+}
+
 impl<S: Stream> Engine for Gpu<S> {
     fn vocabulary(&self) -> usize {
         self.decoder.head.rows

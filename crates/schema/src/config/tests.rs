@@ -60,10 +60,11 @@ fn devices_have_budgets_and_models_may_be_bound_to_one() {
 
 #[test]
 fn what_is_not_written_has_a_default() {
-    let config = Config::parse(&model("device: 'cuda:1', precision: bf16, threads: 3")).unwrap();
+    let config = Config::parse(&model("device: 'cuda:1', precision: bf16, threads: 3, batch_invariant: true")).unwrap();
     let served = &config.models[0];
     assert_eq!(served.names, ["pinion/m"]);
     assert_eq!((served.device.as_deref(), served.precision.as_deref()), (Some("cuda:1"), Some("bf16")));
+    assert!(served.batch_invariant);
     assert_eq!((served.threads, served.concurrency, served.context_tokens), (Some(3), None, None));
     let path = "native: { models: [{ name: m, model: llama, path: my/weights.gguf }] }";
     assert_eq!(Config::parse(path).unwrap().models[0].weights, WeightsFrom::Path("my/weights.gguf".into()));
