@@ -73,7 +73,6 @@ pub fn peer_torch(words: &[&str]) -> Outcome {
         .args(if words.is_empty() { &small[..] } else { words }))
 }
 
-<<<<<<< HEAD
 /// The real Cog server and Pinion's on one echo model, in turn.
 pub fn peer_cog(words: &[&str]) -> Outcome {
     clients::set_up()?;
@@ -89,15 +88,11 @@ pub fn peer_cog(words: &[&str]) -> Outcome {
         .args(words))
 }
 
-/// Made once, from a list of packages.
-fn peers_environment(name: &str, packages: &str) -> Result<std::path::PathBuf, String> {
-=======
 /// The one that the environment names, else of an environment made once from a list of packages.
 fn peers_python(name: &str, packages: &str) -> Result<std::path::PathBuf, String> {
     if let Some(python) = std::env::var_os("PINION_PEERS_PYTHON") {
         return Ok(python.into());
     }
->>>>>>> cuda
     let home = target().join(name);
     let python = home.join("bin/python");
     if !python.exists() {
