@@ -9,8 +9,11 @@ use crate::math::exp;
 use crate::pool::{Pool, Shares};
 use crate::simd::per_path;
 
-/// Pixels whose sums are taken together, and that one unit of work norms.
+/// Pixels whose sums are taken together, and that one unit of work norms, at least.
 const PIXELS: usize = 64;
+
+/// Runs of pixels in an image at most: their sums are brought together on one thread.
+const RUNS: usize = 256;
 
 /// What one image's channels are normed by.
 #[derive(Clone, Copy)]
@@ -29,10 +32,11 @@ pub fn group_norm(x: &[f32], pixels: usize, norm: &Norm, y: &mut [f32], pool: &P
     let channels = norm.weight.len();
     assert!(channels > 0 && pixels > 0 && norm.bias.len() == channels && channels.is_multiple_of(norm.groups));
     assert!(x.len() == y.len() && x.len().is_multiple_of(pixels * channels), "[images, {pixels}, {channels}]");
-    let (images, runs) = (x.len() / (pixels * channels), pixels.div_ceil(PIXELS));
+    let in_run = PIXELS.max(pixels.div_ceil(RUNS));
+    let (images, runs) = (x.len() / (pixels * channels), pixels.div_ceil(in_run));
     let of_run = |unit: usize| {
         let (image, run) = (unit / runs, unit % runs);
-        (image * pixels + run * PIXELS) * channels..(image * pixels + pixels.min((run + 1) * PIXELS)) * channels
+        (image * pixels + run * in_run) * channels..(image * pixels + pixels.min((run + 1) * in_run)) * channels
     };
     // Of every run: a sum and a sum of squares per channel.
     let mut sums = vec![0f64; images * runs * 2 * channels];
