@@ -6,6 +6,7 @@ pub mod config;
 mod fields;
 mod layers;
 mod original;
+mod reader;
 mod sizes;
 pub mod synth;
 #[cfg(test)]
