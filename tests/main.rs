@@ -10,6 +10,7 @@ mod crash;
 mod devices;
 mod files;
 mod hearing;
+mod images;
 mod models;
 mod ps;
 mod residency;
