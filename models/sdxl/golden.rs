@@ -193,12 +193,12 @@ pub fn errors(
     let fitted = lora.as_ref().map(|lora| lora.fit(&opened, scale)).transpose()?;
     let adapter = fitted.as_ref().map(|fitted| fitted as _);
     let load = Load { device, pool: &pool, precision: Some(DType::F32), adapter };
-    let base = Nets::open(&opened, load)?;
+    let base = Nets::open(&opened, load, None)?;
     let plain = Load { adapter: None, ..load };
     let own = folder.join(REFINER);
     let refiner = match golden.about.get("refine").is_none_or(|refine| refine == "no_refiner") {
         true => None,
-        false => Some(Nets::open(&Opened::open(refiner.unwrap_or(&own))?, plain)?),
+        false => Some(Nets::open(&Opened::open(refiner.unwrap_or(&own))?, plain, None)?),
     };
     let generator = Generator { base, refiner, vae: opened.vae(plain)?, device: device.clone() };
     let plan = golden.plan(generator.vae.config().factor(), device)?;

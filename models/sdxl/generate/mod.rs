@@ -4,6 +4,7 @@
 //!
 //! Images are drawn one after the other: a call with guidance is a batch of two already, and its memory is the peak.
 
+pub mod learned;
 mod prompt;
 mod schedule;
 mod steps;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use prediction::PredictError;
 
-pub use self::prompt::{Read, Reader, Texts};
+pub use self::prompt::{Read, Texts};
 pub use self::schedule::{Schedule, Start};
 use self::steps::{Denoising, Painted, Told};
 use super::noise::{Noise, Use};
@@ -107,14 +108,15 @@ pub struct Drawing {
 }
 
 impl Nets {
-    pub fn open(opened: &Opened, load: Load) -> Result<Self, PredictError> {
+    /// `vocabulary` is OpenAI's file, for checkpoints that come without tokenizers.
+    pub fn open(opened: &Opened, load: Load, vocabulary: Option<&[u8]>) -> Result<Self, PredictError> {
         const FILE: &str = "scheduler/scheduler_config.json";
         let wrong =
             |why: &dyn std::fmt::Display| PredictError::Operator(format!("{}/{FILE}: {why}", opened.path().display()));
         let text = opened.file(FILE)?.ok_or_else(|| wrong(&"is missing"))?;
         let text = String::from_utf8(text).map_err(|error| wrong(&error))?;
         let scheduler = Config::parse(&text).map_err(|why| wrong(&why))?;
-        Ok(Self { texts: Texts::open(opened, load)?, unet: opened.unet(load)?, scheduler })
+        Ok(Self { texts: Texts::open(opened, load, vocabulary)?, unet: opened.unet(load)?, scheduler })
     }
 
     /// `[batch, ids]`: the sizes that the image is said to have, its crop, and the size to draw or a refiner's score.
@@ -139,6 +141,12 @@ impl Generator {
                 "width and height are {} and {}; multiples of {factor} can be drawn",
                 plan.width, plan.height
             )));
+        }
+        for (name, picture, channels) in [("image", &plan.image, 3), ("mask", &plan.mask, 1)] {
+            let wanted = [1, plan.height, plan.width, channels];
+            if let Some(picture) = picture.as_ref().filter(|picture| picture.dims() != wanted) {
+                return Err(PredictError::FixInput(format!("{name} is {:?}; {wanted:?} is drawn", picture.dims())));
+            }
         }
         let painting = plan.image.is_some() && plan.mask.is_some();
         let start = match plan.image {

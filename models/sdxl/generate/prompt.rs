@@ -16,11 +16,11 @@ pub struct Texts {
     zero_negative: bool,
 }
 
-pub struct Reader {
-    pub tokenizer: Tokenizer,
-    pub encoder: TextEncoder,
+struct Reader {
+    tokenizer: Tokenizer,
+    encoder: TextEncoder,
     /// `[tokens, hidden]`: the vectors of the tokens that were added to the tokenizer, in their order.
-    pub learned: Option<Tensor>,
+    learned: Option<Tensor>,
 }
 
 /// One text as read.
@@ -36,22 +36,44 @@ pub struct Read {
 }
 
 impl Texts {
-    pub fn open(opened: &Opened, load: Load) -> Result<Self, PredictError> {
+    /// `vocabulary` is OpenAI's file, for checkpoints that come without tokenizers.
+    pub fn open(opened: &Opened, load: Load, vocabulary: Option<&[u8]>) -> Result<Self, PredictError> {
         let mut readers = Vec::new();
-        for (component, folder) in [(Component::Text1, "tokenizer"), (Component::Text2, "tokenizer_2")] {
-            if let Some(encoder) = opened.text_encoder(component, load)? {
-                let tokenizer = Tokenizer::read(&|name| opened.file(&format!("{folder}/{name}")))
-                    .map_err(|why| PredictError::Operator(format!("{}/{folder}: {why}", opened.path().display())))?;
-                readers.push(Reader { tokenizer, encoder, learned: None });
-            }
+        // The second encoder was trained with "!" behind the text.
+        let all = [(Component::Text1, "tokenizer", None), (Component::Text2, "tokenizer_2", Some("!"))];
+        for (component, folder, pad) in all {
+            let Some(encoder) = opened.text_encoder(component, load)? else { continue };
+            let file = |name: &str| opened.file(&format!("{folder}/{name}"));
+            let wrong = |why: &dyn std::fmt::Display| {
+                PredictError::Operator(format!("{}, {folder}: {why}", opened.path().display()))
+            };
+            let own = file("vocab.json")?.is_some() || file("tokenizer.json")?.is_some();
+            let tokenizer = match vocabulary.filter(|_| !own) {
+                Some(vocabulary) => Tokenizer::of_openai(vocabulary, pad).map_err(|why| wrong(&why))?,
+                None => Tokenizer::read(&file).map_err(|why| wrong(&why))?,
+            };
+            readers.push(Reader { tokenizer, encoder, learned: None });
         }
         let index = opened.file("model_index.json")?.unwrap_or_default();
         let index: serde_json::Value = serde_json::from_slice(&index).unwrap_or_default();
         Ok(Self { readers, zero_negative: index["force_zeros_for_empty_prompt"].as_bool().unwrap_or(true) })
     }
 
-    pub fn readers_mut(&mut self) -> &mut [Reader] {
-        &mut self.readers
+    /// Makes each of these words a token of its own, with a row of `vectors`: for every encoder `[words, hidden]`.
+    pub fn learn(&mut self, words: &[&str], vectors: &[Tensor]) -> Result<(), PredictError> {
+        for (Reader { tokenizer, encoder, learned }, vectors) in self.readers.iter_mut().zip(vectors) {
+            let (hidden, vocabulary) = (encoder.config().hidden, encoder.config().vocabulary);
+            if vectors.dims() != [words.len(), hidden] || learned.is_some() || tokenizer.size() != vocabulary {
+                return Err(PredictError::FixInput(format!(
+                    "the embeddings are {:?}; {} words of {hidden} features, once, are what this encoder learns",
+                    vectors.dims(),
+                    words.len()
+                )));
+            }
+            words.iter().try_for_each(|word| tokenizer.add(word).map(|_| ()))?;
+            *learned = Some(vectors.clone());
+        }
+        Ok(())
     }
 
     pub fn read(&self, text: &str) -> Result<Read, PredictError> {

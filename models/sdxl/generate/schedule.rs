@@ -81,7 +81,8 @@ mod tests {
     use super::*;
 
     fn calls(name: &str, steps: usize, start: Start, end: Option<f64>) -> Result<(usize, Range<usize>), PredictError> {
-        let config = Config::parse(r#"{"timestep_spacing": "leading", "steps_offset": 1}"#).unwrap();
+        let config = r#"{"timestep_spacing": "leading", "steps_offset": 1, "skip_prk_steps": true}"#;
+        let config = Config::parse(config).unwrap();
         let (scheduler, calls) = Schedule { name: name.into(), config, steps, start, end }.build()?;
         Ok((scheduler.timesteps().len(), calls))
     }

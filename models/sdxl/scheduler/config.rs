@@ -118,6 +118,10 @@ impl Config {
         if let Some(order) = this.solver_order.filter(|order| ![1, 2].contains(order)) {
             return Err(format!("solver_order is {order}; 1 or 2 is what is read"));
         }
+        if let Some(betas) = this.trained_betas.as_ref().filter(|betas| betas.len() != this.train_steps()) {
+            let (count, steps) = (betas.len(), this.train_steps());
+            return Err(format!("trained_betas are {count}; as many as num_train_timesteps, {steps}, are needed"));
+        }
         match this.train_steps() {
             2..=MAX_TRAIN_STEPS => Ok(this),
             steps => Err(format!("num_train_timesteps is {steps}; 2 to {MAX_TRAIN_STEPS} are read")),

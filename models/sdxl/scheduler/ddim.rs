@@ -26,7 +26,7 @@ pub struct Products {
 impl Products {
     /// `final_is_one`: the class's own `set_alpha_to_one`; `rescales`: it knows `rescale_betas_zero_snr`.
     pub fn new(config: &Config, final_is_one: bool, rescales: bool) -> Self {
-        let products = tables::alphas_cumprod(config, DEFAULT_BETAS, rescales);
+        let products = tables::alphas_cumprod(config, DEFAULT_BETAS, rescales.then_some(0.0));
         let before = if config.set_alpha_to_one.unwrap_or(final_is_one) { 1.0 } else { products[0] };
         Self { products, before }
     }

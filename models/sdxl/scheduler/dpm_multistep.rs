@@ -23,7 +23,7 @@ pub struct DpmMultistep {
 impl DpmMultistep {
     pub fn new(config: &Config, karras: bool, steps: usize) -> Self {
         let train = config.train_steps();
-        let alphas = tables::alphas_cumprod(config, DEFAULT_BETAS, true);
+        let alphas = tables::alphas_cumprod(config, DEFAULT_BETAS, Some(tables::LEAST_PRODUCT));
         let table = tables::sigmas(&alphas);
         let (timesteps, sigmas): (Vec<f64>, Vec<f64>) = if karras {
             let sigmas = tables::karras(config, f64::from(table[0]), f64::from(table[table.len() - 1]), steps);

@@ -162,7 +162,8 @@ struct Knows {
 impl Levels {
     fn new(config: &Config, steps: usize, knows: Knows) -> Self {
         let spacing = config.timestep_spacing.unwrap_or(config::Spacing::Linspace);
-        let alphas = tables::alphas_cumprod(config, knows.default_betas, knows.zero_snr);
+        let alphas =
+            tables::alphas_cumprod(config, knows.default_betas, knows.zero_snr.then_some(tables::LEAST_PRODUCT));
         let table = tables::sigmas(&alphas);
         let mut timesteps: Vec<f32> =
             tables::timesteps(config, spacing, steps, false).iter().map(|&t| t as f32).collect();

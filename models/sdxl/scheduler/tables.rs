@@ -7,20 +7,22 @@ use super::config::{BetaSchedule, Config, FinalSigma, Spacing};
 /// "Elucidating the Design Space of Diffusion-Based Generative Models" (Karras et al. 2022), equation 5.
 const KARRAS_RHO: f64 = 7.0;
 
-/// Products of `1 - beta` from the first timestep of the training to each. Only some classes of the reference know
-/// `rescale_betas_zero_snr`; the others leave it aside.
-pub fn alphas_cumprod(config: &Config, default_betas: (f64, f64), rescales: bool) -> Vec<f32> {
-    let mut betas = betas(config, default_betas);
-    let zero_snr = rescales && config.rescale_betas_zero_snr == Some(true);
-    if zero_snr {
-        betas = rescale_zero_terminal_snr(&betas);
+/// The last product where it would be 0, so that the first sigma is finite: the smallest subnormal of f16.
+pub const LEAST_PRODUCT: f32 = 1.0 / (1 << 24) as f32;
+
+/// Products of `1 - beta` from the first timestep of the training to each. `last` is what a class that knows
+/// `rescale_betas_zero_snr` then takes for the last of them; the others leave that key aside.
+pub fn alphas_cumprod(config: &Config, default_betas: (f64, f64), last: Option<f32>) -> Vec<f32> {
+    let betas = betas(config, default_betas);
+    match last.filter(|_| config.rescale_betas_zero_snr == Some(true)) {
+        None => cumprod(&betas),
+        Some(last) => {
+            let mut products = cumprod(&rescale_zero_terminal_snr(&betas));
+            products.pop();
+            products.push(last);
+            products
+        }
     }
-    let mut products = cumprod(&betas);
-    if let (true, Some(last)) = (zero_snr, products.last_mut()) {
-        // Not 0, so that the first sigma is finite: the smallest subnormal of f16.
-        *last = 2f32.powi(-24);
-    }
-    products
 }
 
 fn betas(config: &Config, (start, end): (f64, f64)) -> Vec<f32> {

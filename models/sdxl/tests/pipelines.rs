@@ -5,9 +5,10 @@ use std::sync::OnceLock;
 
 use candle_core::{DType, Device, Tensor};
 use prediction::PredictError;
+use runner::SafeTensors;
 use runner::synth::Synth;
 
-use super::super::generate::{Generator, Nets, Plan, Refine};
+use super::super::generate::{Generator, Nets, Plan, Refine, Texts, learned};
 use super::super::golden::{Golden, errors};
 use super::super::lora::Lora;
 use super::super::noise::{Noise, Seeded, Use};
@@ -103,6 +104,11 @@ fn a_lora_for_another_architecture_is_refused_with_the_modules_name() {
     let wide = write("wide.safetensors", &[(&down, &[2, 640]), (&up, &[640, 2])]).unwrap();
     let why = wide.fit(&Opened::open(base).unwrap(), 1.0).err().unwrap().to_string();
     assert!(why.contains("[640, 2] times [2, 640] for a weight of [96, 96]"), "{why}");
+    // kohya's scripts count blocks as the first implementation does.
+    let module = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q";
+    let (first, second) = (format!("{module}.lora_down.weight"), format!("{module}.lora_up.weight"));
+    let counted = write("counted.safetensors", &[(&first, &[2, 64]), (&second, &[64, 2])]).unwrap();
+    assert!(counted.fit(&Opened::open(base).unwrap(), 1.0).is_ok());
     assert!(write("half.safetensors", &[(&down, &[2, 96])]).err().unwrap().contains("only one of its two matrices"));
     let other = write("loha.safetensors", &[("lora_unet_x.hada_w1_a", &[2, 2])]).err().unwrap();
     assert!(other.contains("lora_unet_x.hada_w1_a is no low-rank matrix"), "{other}");
@@ -110,7 +116,7 @@ fn a_lora_for_another_architecture_is_refused_with_the_modules_name() {
 
 fn generator(folder: &Path) -> Generator {
     let opened = Opened::open(folder).unwrap();
-    let base = Nets::open(&opened, load()).unwrap();
+    let base = Nets::open(&opened, load(), None).unwrap();
     Generator { base, refiner: None, vae: opened.vae(load()).unwrap(), device: Device::Cpu }
 }
 
@@ -147,6 +153,36 @@ fn an_image_hangs_on_its_seed_and_number_alone() {
     assert_ne!(image(1, 0), image(2, 0));
 }
 
+#[test]
+fn a_learned_word_means_its_vectors() {
+    let opened = Opened::open(&folders().1).unwrap();
+    let mut texts = Texts::open(&opened, load(), None).unwrap();
+    let first = texts.read("a photo of zz").unwrap();
+    // What "zz" is in the tables of both encoders, in the order in which its letters' pair was made.
+    let id = first.ids[0][first.ids[0].iter().position(|&id| id == 49_407).unwrap() - 1];
+    let table = |folder: &str| {
+        let file = SafeTensors::open(&folders().1.join(folder).join("model.safetensors")).unwrap();
+        let name = file.names().find(|name| name.ends_with("embeddings.token_embedding.weight")).unwrap().to_owned();
+        let tensor = file.tensor(&name).unwrap();
+        Tensor::from_raw_buffer(tensor.bytes, tensor.dtype, tensor.shape, &Device::Cpu).unwrap()
+    };
+    let rows = ["text_encoder", "text_encoder_2"].map(|folder| table(folder).narrow(0, id as usize, 1).unwrap());
+    let here = tempfile::tempdir().unwrap();
+    let file = here.path().join("embeddings.pti");
+    let [one, two] = rows;
+    let tensors = [("text_encoders_0".to_owned(), one), ("text_encoders_1".to_owned(), two)];
+    candle_core::safetensors::save(&tensors.into_iter().collect(), &file).unwrap();
+    let vectors = learned::read(&file).unwrap();
+    texts.learn(&["<s0>"], &vectors).unwrap();
+    let second = texts.read("a photo of <s0>").unwrap();
+    assert_ne!(first.ids, second.ids);
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    // Not the pooled text: with the hub's configuration it is read at the highest id, as transformers does, and a learned
+    // word's is higher than the end's.
+    assert_eq!(values(&first.embeds), values(&second.embeds));
+    assert!(texts.learn(&["<s1>"], &vectors).unwrap_err().text().contains("1 words of 32 features, once"));
+}
+
 /// Numbers until a step, and from it on none.
 struct Broken(usize);
 
@@ -177,5 +213,9 @@ fn what_cannot_be_drawn_is_refused_before_the_first_step() {
     assert!(refused(Plan { scheduler: "LCM".into(), ..plan() }).contains(r#"scheduler is "LCM""#));
     assert!(refused(Plan { steps: 10_000, ..plan() }).contains("num_inference_steps is 10000"));
     assert!(refused(Plan { image: image(), strength: 0.1, ..plan() }).contains("prompt_strength is 0.1: of 3 steps"));
+    assert_eq!(
+        refused(Plan { image: image(), width: 64, ..plan() }),
+        "image is [1, 32, 48, 3]; [1, 32, 64, 3] is drawn"
+    );
     assert!(refused(Plan { refine: Refine::Ensemble(0.8), ..plan() }).contains("no refiner"));
 }

@@ -10,12 +10,17 @@ use super::golden;
 
 const STEPS: usize = 20;
 /// Of a timestep or sigma that is computed in another library's f32.
-const TABLE_TOLERANCE: f32 = 1e-6;
+const TABLE_TOLERANCE: f32 = 5e-6;
 
-/// Of the largest value of a sample. Where the cosine schedule begins, the original is two thousandths of a thousandth of
-/// the variance, and these two lose as many digits in the reference's f32.
+/// Of the largest value of a sample. A run without signal at its first step begins at a noise level of 4,096, and where the
+/// cosine schedule begins the original is two thousandths of a thousandth of the variance: there the reference's f32 loses
+/// digits.
 fn tolerance(prefix: &str) -> f32 {
-    if ["other/K_EULER_ANCESTRAL", "other/PNDM"].contains(&prefix) { 1e-3 } else { 2e-6 }
+    match prefix {
+        "other/K_EULER_ANCESTRAL" | "other/PNDM" => 1e-3,
+        _ if prefix.starts_with("velocity/") => 2e-5,
+        _ => 2e-6,
+    }
 }
 
 struct Recorded {
@@ -80,8 +85,8 @@ fn timesteps_are_diffusers_to_the_bit_and_sigmas_to_its_last() {
             let levels = recorded.values(&format!("{prefix}/{steps}/sigmas"));
             let ours_levels = ours.sigmas().unwrap_or_default();
             let levels = levels.unwrap_or_default();
-            if prefix.starts_with("other/") {
-                // NumPy's logarithm has last bits of its own.
+            if prefix.starts_with("other/") || prefix.starts_with("velocity/") {
+                // NumPy's logarithm has last bits of its own, and differences of PyTorch's roots have more than the last.
                 let close = |ours: &[f32], theirs: &[f32]| {
                     assert_eq!(ours.len(), theirs.len());
                     let good = |(a, b): (&f32, &f32)| (a - b).abs() <= TABLE_TOLERANCE * b.abs().max(1e-2);
@@ -141,6 +146,7 @@ fn what_no_scheduler_can_do_is_refused_with_the_reason() {
         (r#"{"thresholding": true}"#, "thresholding is true"),
         (r#"{"algorithm_type": "sde-dpmsolver++"}"#, r#"algorithm_type is "sde-dpmsolver++"; dpmsolver++"#),
         (r#"{"solver_order": 3}"#, "solver_order is 3; 1 or 2"),
+        (r#"{"trained_betas": [0.1, 0.2]}"#, "trained_betas are 2; as many as num_train_timesteps, 1000"),
         (r#"{"num_train_timesteps": 1}"#, "num_train_timesteps is 1; 2 to 100000"),
     ] {
         assert!(refused(text).contains(why), "{}", refused(text));
