@@ -21,6 +21,7 @@ pub mod noise;
 mod original;
 mod output;
 mod pipeline;
+mod reader;
 mod running;
 pub mod scheduler;
 mod sizes;

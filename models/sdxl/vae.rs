@@ -14,8 +14,8 @@ use prediction::PredictError;
 
 use super::config::VaeConfig;
 use super::layers::{self, Groups, Norm, Resnet};
+use super::reader::Reader;
 use super::vae_tiles::{self, Tiles};
-use super::weights::Reader;
 
 const EPS: f64 = 1e-6;
 /// The logarithm of a variance is kept within these.
