@@ -34,7 +34,8 @@ fn llama(criterion: &mut Criterion) {
     let prefill: fn(&BenchResult, usize) -> f64 = |result, tokens| tokens as f64 / result.prefill_tokens_per_s;
     let decode: fn(&BenchResult, usize) -> f64 = |result, tokens| tokens as f64 / result.decode_tokens_per_s;
     let first: fn(&BenchResult, usize) -> f64 = |result, _| result.time_to_first_token_s;
-    let shape = |prompt_tokens, decode_tokens, batch| BenchShape { prompt_tokens, decode_tokens, batch, side: 0, steps: 0 };
+    let shape =
+        |prompt_tokens, decode_tokens, batch| BenchShape { prompt_tokens, decode_tokens, batch, side: 0, steps: 0 };
     case("prefill 512", shape(512, 1, 1), 512, prefill);
     case("first token of a 32-token prompt", shape(32, 1, 1), 1, first);
     case("decode, batch 1", shape(16, 128, 1), 128, decode);

@@ -46,7 +46,10 @@ impl Studio {
         let said = output_of(pinion().args(["tls", "init", "--data"]).arg(self.data()));
         let tls = self.data().join("tls");
         let [authority, certificate, key] = ["authority.pem", "server.pem", "server.key"].map(|name| tls.join(name));
-        assert!(said.starts_with(&format!("pinion serve --tls {} {}\n", certificate.display(), key.display())), "{said}");
+        assert!(
+            said.starts_with(&format!("pinion serve --tls {} {}\n", certificate.display(), key.display())),
+            "{said}"
+        );
         assert!(said.contains(&format!("export SSL_CERT_FILE={}", authority.display())), "{said}");
         let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
         let words = ["--config", self.config.to_str().unwrap(), "--tls", certificate, key];
@@ -181,7 +184,8 @@ fn an_authority_stays_and_its_certificates_are_made_anew() {
 #[test]
 fn run_writes_the_image_where_it_is_wanted() {
     let studio = Studio::open();
-    let small = ["-i", "prompt=a clock", "-i", "seed=1", "-i", "width=64", "-i", "height=64", "-i", "num_inference_steps=2"];
+    let small =
+        ["-i", "prompt=a clock", "-i", "seed=1", "-i", "width=64", "-i", "height=64", "-i", "num_inference_steps=2"];
     let (code, out, logs) = studio.run(&[&small[..], &["-o", "out.png"]].concat());
     assert_eq!((code, out.as_str()), (Some(0), "out.png\n"), "{logs}");
     assert!(logs.contains("Using seed: 1\n") && logs.contains("100%|██████████| 2/2 ["), "{logs}");
@@ -218,7 +222,10 @@ fn bad_input_is_a_422_or_a_failed_prediction_that_says_why() {
         (json!({"num_inference_steps": 10_000}), "- input.num_inference_steps: Must be less than or equal to 500\n"),
         (json!({"scheduler": "EULER"}), "- input.scheduler: scheduler must be one of the following: \"DDIM\", "),
         (json!({"image": "file:///etc/passwd"}), "- input.image: Does not match format 'uri'\n"),
-        (json!({"replicate_weights": "file:///etc/passwd"}), "- input.replicate_weights: Does not match format 'uri'\n"),
+        (
+            json!({"replicate_weights": "file:///etc/passwd"}),
+            "- input.replicate_weights: Does not match format 'uri'\n",
+        ),
     ] {
         let (code, body) = create(input);
         assert!(code == 422 && body["detail"].as_str().unwrap().starts_with(detail), "{body}");
@@ -252,5 +259,7 @@ fn bad_input_is_a_422_or_a_failed_prediction_that_says_why() {
         assert!(prediction["output"][0].as_str().unwrap().starts_with("data:image/png;base64,"), "{name}");
     }
     let prediction = ended(json!({"mask": data_uri("image/png", "mask.png")}));
-    assert!(prediction["logs"].as_str().unwrap().contains("mask: there is no image that it could be of; it is ignored"));
+    assert!(
+        prediction["logs"].as_str().unwrap().contains("mask: there is no image that it could be of; it is ignored")
+    );
 }

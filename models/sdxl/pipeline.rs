@@ -141,7 +141,8 @@ impl Loaded for Pipeline {
         let Some(generator) = &self.generator else {
             return Err(PredictError::Operator("the weights are gone".into()));
         };
-        self.running = Some(Running::new(job.id, asked, &self.files, &generator.base.scheduler, self.provenance.clone())?);
+        self.running =
+            Some(Running::new(job.id, asked, &self.files, &generator.base.scheduler, self.provenance.clone())?);
         Ok(())
     }
 
@@ -267,7 +268,9 @@ pub fn call_operations(generator: &Generator, images: usize, width: usize, heigh
 fn alone(spec: &LoadSpec) -> Result<(), PredictError> {
     match spec.concurrency {
         None | Some(1) => Ok(()),
-        Some(n) => Err(PredictError::Operator(format!("concurrency is {n}; an SDXL draws for one prediction at a time"))),
+        Some(n) => {
+            Err(PredictError::Operator(format!("concurrency is {n}; an SDXL draws for one prediction at a time")))
+        }
     }
 }
 

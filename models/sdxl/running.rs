@@ -54,13 +54,7 @@ pub enum Now {
 
 impl Running {
     /// Everything that can be refused before device work is refused here.
-    pub fn new(
-        id: Id,
-        asked: Asked,
-        files: &Files,
-        scheduler: &Config,
-        provenance: Map,
-    ) -> Result<Self, PredictError> {
+    pub fn new(id: Id, asked: Asked, files: &Files, scheduler: &Config, provenance: Map) -> Result<Self, PredictError> {
         let mut notes = format!("Using seed: {}\n", asked.seed);
         if asked.image.is_none() && asked.mask.is_some() {
             notes += "mask: there is no image that it could be of; it is ignored, as the hosted model does\n";
@@ -80,7 +74,8 @@ impl Running {
             notes += "The safety checker's weights are not here: the images are not checked.\n";
         }
         if asked.watermark && width < super::watermark::MIN_WIDTH {
-            notes += &format!("Below a width of {} pixels an image carries no watermark.\n", super::watermark::MIN_WIDTH);
+            notes +=
+                &format!("Below a width of {} pixels an image carries no watermark.\n", super::watermark::MIN_WIDTH);
         }
         let change = asked.lora.as_ref().map(|uri| Change::open(uri, asked.lora_scale, &files.base)).transpose()?;
         let refine = match asked.refine {
@@ -238,7 +233,8 @@ impl Running {
         let values = values().map_err(device_error)?;
         if let Some(place) = values.iter().position(|value| !value.is_finite()) {
             let (row, column) = (place / 3 / width, place / 3 % width);
-            let why = format!("the decoded image is no number at row {row}, column {column}, after step {}", self.calls);
+            let why =
+                format!("the decoded image is no number at row {row}, column {column}, after step {}", self.calls);
             return Err(PredictError::FixInput(why));
         }
         Ok(Picture::of_values(&values, width, height, marked))
@@ -259,7 +255,8 @@ impl Running {
             let latents = drawing.latents();
             let (_, height, width, _) = latents.dims4()?;
             let share = height.max(width).div_ceil(PREVIEW_SIDE);
-            let small = latents.permute((0, 3, 1, 2))?.contiguous()?.avg_pool2d((share.min(height), share.min(width)))?;
+            let small =
+                latents.permute((0, 3, 1, 2))?.contiguous()?.avg_pool2d((share.min(height), share.min(width)))?;
             // Some schedulers keep all of the noise in it, which is far beyond what is decoded.
             let size = small.sqr()?.mean_all()?.to_scalar::<f32>()?.sqrt().max(1.0);
             small.affine(1.0 / f64::from(size), 0.0)?.permute((0, 2, 3, 1))?.contiguous()

@@ -81,13 +81,13 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let name = random.as_deref().unwrap_or(&offer.served.name);
     let mut rows = 0;
     let as_json = |body: Result<serde_json::Value, serde_json::Error>| -> Result<(), Failure> {
-            let mut body = body.map_err(Failure::failed)?;
-            let here = json!({"device": device, "random_weights": random, "cpu_features": cpu.features, "peak_rss_bytes": peak_rss_bytes()});
-            if let (Some(body), Some(here)) = (body.as_object_mut(), here.as_object()) {
-                body.extend(here.clone());
-            }
-            print_line!("{body}");
-            Ok(())
+        let mut body = body.map_err(Failure::failed)?;
+        let here = json!({"device": device, "random_weights": random, "cpu_features": cpu.features, "peak_rss_bytes": peak_rss_bytes()});
+        if let (Some(body), Some(here)) = (body.as_object_mut(), here.as_object()) {
+            body.extend(here.clone());
+        }
+        print_line!("{body}");
+        Ok(())
     };
     let mut show = |result: &BenchResult| -> Result<(), Failure> {
         if json {

@@ -48,7 +48,10 @@ pub fn main(words: Words) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     let prediction = runtime.block_on(async {
         let brought = filing::bring(&deployment, offer, &request.id, &request.input).await?;
-        predict(offer.spec(words.weights.clone()), request, &brought.input, |event| tell(event, &offer.schema, words.json)).await
+        predict(offer.spec(words.weights.clone()), request, &brought.input, |event| {
+            tell(event, &offer.schema, words.json)
+        })
+        .await
     })?;
     show(&words, &offer.schema, prediction)
 }

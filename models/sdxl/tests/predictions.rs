@@ -118,7 +118,8 @@ fn a_prompt_gives_an_image_and_says_how_far_it_is() {
     let all = images(&said);
     assert_eq!(all.iter().map(image::RgbImage::dimensions).collect::<Vec<_>>(), [(64, 96)]);
     assert!(said.logs.starts_with("Using seed: 5\n"), "{}", said.logs);
-    for line in ["  0%|          | 0/2 [", " 50%|█████     | 1/2 [", "100%|██████████| 2/2 ["] {
+    for line in ["  0%|          | 0/2 [", " 50%|█████     | 1/2 [", "100%|██████████| 2/2 ["]
+    {
         assert!(said.logs.lines().any(|said| said.starts_with(line)), "{line} is not in\n{}", said.logs);
     }
     assert!(said.logs.contains("on this processor: 2 calls of the network, 64 x 96, at "), "{}", said.logs);
@@ -212,10 +213,8 @@ fn an_image_is_painted_over_and_what_the_mask_keeps_is_kept() {
     let other = json!({"image": image, "mask": example("mask.png"), "num_inference_steps": 4, "seed": 4});
     let other = &images(&run(&mut *model, other))[0];
     let half = |image: &image::RgbImage, left: u32| image::imageops::crop_imm(image, left, 0, 16, 64).to_image();
-    let (kept, changed) = (
-        difference(&half(painted, 0), &half(other, 0)),
-        difference(&half(painted, 48), &half(other, 48)),
-    );
+    let (kept, changed) =
+        (difference(&half(painted, 0), &half(other, 0)), difference(&half(painted, 48), &half(other, 48)));
     assert!(kept * 3.0 < changed, "another seed changes what is kept by {kept}, what is painted by {changed}");
 }
 
