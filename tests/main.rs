@@ -13,6 +13,7 @@ mod files;
 mod hearing;
 mod hostile;
 mod hub;
+mod images;
 mod init;
 mod memory;
 mod models;

@@ -55,8 +55,8 @@ impl Server {
             }
         });
         let mut server = Self { base: String::new(), child, log };
-        let line = server.wait_for_log("listening on http://");
-        let at = line.find("http://").expect("the line names the address");
+        let line = server.wait_for_log("listening on http");
+        let at = line.find("http").expect("the line names the address");
         server.base = line[at..].split_whitespace().next().unwrap_or_default().to_owned();
         server
     }

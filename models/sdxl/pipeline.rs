@@ -20,6 +20,10 @@ use super::weights::{Component, Load, Opened};
 const MAX_THREADS: usize = 1024;
 /// Of every prompt.
 const TEXT_TOKENS: usize = 77;
+/// Where a pipeline's folder may have its refiner.
+const REFINERS: [&str; 2] = ["refiner", "sd_xl_refiner_1.0.safetensors"];
+/// In a pipeline's folder itself.
+const OTHER_VAE: &str = "diffusion_pytorch_model.safetensors";
 /// The share of the processor's multiply-adds that is reckoned with before anything was measured.
 const USUAL_SHARE: f64 = 0.45;
 
@@ -197,18 +201,15 @@ impl Files {
         }
     }
 
-    /// A pipeline's folder or file. A folder may hold a refiner's in `refiner`; one that has the base in `base` may also
-    /// have another VAE in `vae`.
+    /// A pipeline's folder or file. A folder may hold a refiner, as a folder `refiner` or as the file that is published, and
+    /// beside `model_index.json` another VAE in place of its own: `config.json` with its weights.
     fn find(path: &Path) -> Result<Self, PredictError> {
-        let inside = |name: &str| Some(path.join(name)).filter(|path| path.exists());
-        let parted = inside("base").filter(|_| !path.join("unet").exists());
-        let vae = parted.as_ref().and_then(|_| inside("vae"));
-        let with = |opened: Opened| match &vae {
-            Some(vae) => opened.with_vae(vae),
-            None => Ok(opened),
-        };
-        let refiner = inside("refiner").map(|path| Opened::open(&path)).transpose()?;
-        Ok(Self { base: with(Opened::open(parted.as_deref().unwrap_or(path))?)?, refiner })
+        let mut base = Opened::open(path)?;
+        if path.is_dir() && path.join(OTHER_VAE).exists() {
+            base = base.with_vae(path)?;
+        }
+        let refiner = REFINERS.iter().map(|name| path.join(name)).find(|path| path.exists());
+        Ok(Self { base, refiner: refiner.map(|path| Opened::open(&path)).transpose()? })
     }
 
     fn generator(
@@ -281,6 +282,9 @@ fn precision(spec: &LoadSpec) -> Result<Option<DType>, PredictError> {
 /// Where pinned weights lie, fetched first if need be.
 fn locate(name: &str, offline: bool, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PredictError> {
     let lock = Lock::parse(super::ENTRY.lock)?;
+    if lock.weights.iter().all(|entry| entry.name != name) {
+        return Err(weights::unpinned(name));
+    }
     let mirrors = weights::mirrors(super::ENTRY.manifest, name)?;
     let mut options = weights::Options::from_env();
     options.offline |= offline;

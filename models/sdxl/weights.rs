@@ -242,22 +242,26 @@ impl Opened {
 
     /// A file without weights, by its name in a diffusers folder, e.g. `scheduler/scheduler_config.json`.
     pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>, PredictError> {
-        let whole = match &self.beside {
-            Beside::Synth(synth) => synth.file(name).map(<[u8]>::to_vec),
-            Beside::Usual(sizes) => {
-                let files = sizes.files("float16");
-                files.into_iter().find(|(known, _)| *known == name).map(|(_, json)| json.to_string().into_bytes())
-            }
-            Beside::Folder => {
-                let place = self.path.join(name);
-                match std::fs::read(&place) {
-                    Ok(bytes) => Some(bytes),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                    Err(error) => return Err(PredictError::Operator(format!("{}: {error}", place.display()))),
-                }
+        let of_folder = |folder: &Path| {
+            let place = folder.join(name);
+            match std::fs::read(&place) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(PredictError::Operator(format!("{}: {error}", place.display()))),
             }
         };
-        Ok(whole)
+        match &self.beside {
+            Beside::Synth(synth) => Ok(synth.file(name).map(<[u8]>::to_vec)),
+            Beside::Usual(sizes) => {
+                let files = sizes.files("float16");
+                match files.into_iter().find(|(known, _)| *known == name) {
+                    Some((_, json)) => Ok(Some(json.to_string().into_bytes())),
+                    // What a single file lacks, tokenizers above all, may lie beside it as in a folder.
+                    None => of_folder(self.path.parent().unwrap_or(Path::new(""))),
+                }
+            }
+            Beside::Folder => of_folder(&self.path),
+        }
     }
 
     /// None for the CLIP that a refiner lacks.

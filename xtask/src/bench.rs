@@ -88,6 +88,30 @@ pub fn peer_cog(words: &[&str]) -> Outcome {
         .args(words))
 }
 
+/// diffusers and Pinion in turn on the same random weights, as above. On a GPU in the precision that the true weights have.
+pub fn peer_sdxl(words: &[&str]) -> Outcome {
+    let (shape, rest) = match words {
+        [shape, rest @ ..] if !shape.starts_with('-') => (*shape, rest),
+        rest => ("sdxl-small", rest),
+    };
+    let python = peers_python("peers-sdxl", "benches/peers_sdxl.txt")?;
+    cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
+    let pinion = target().join("release/pinion");
+    let weights = target().join("peers-weights").join(shape);
+    if !weights.exists() {
+        run(Command::new(&pinion).args(["weights", "synth", shape, "-o"]).arg(&weights))?;
+    }
+    run(Command::new(python)
+        .arg(root().join("benches/peer_sdxl.py"))
+        .arg("--pinion")
+        .arg(pinion)
+        .arg("--weights")
+        .arg(weights)
+        .arg("--out")
+        .arg(root().join("benches/results/peer-sdxl-latest.json"))
+        .args(rest))
+}
+
 /// The one that the environment names, else of an environment made once from a list of packages.
 fn peers_python(name: &str, packages: &str) -> Result<std::path::PathBuf, String> {
     if let Some(python) = std::env::var_os("PINION_PEERS_PYTHON") {

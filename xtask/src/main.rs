@@ -18,6 +18,7 @@ cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run;
 cargo xtask bench --peer whisper [MODEL] [--long] [--runs N]
                                           beside faster-whisper, whisper.cpp and openai-whisper, the same way
 cargo xtask bench --peer torch [WORD ..]  beside PyTorch and transformers, random weights of one shape
+cargo xtask bench --peer sdxl [SHAPE]     beside diffusers on random weights: sdxl-small here, sdxl with --device cuda:0
 cargo xtask bench --peer cog              the Cog API beside the real Cog server: echo and health";
 
 /// Why a chore stopped, for the person who started it.
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         ["bench", "--peer", "whisper", rest @ ..] => bench::peer_whisper(rest),
         ["bench", "--peer", "torch", rest @ ..] => bench::peer_torch(rest),
         ["bench", "--peer", "cog", rest @ ..] => bench::peer_cog(rest),
+        ["bench", "--peer", "sdxl", rest @ ..] => bench::peer_sdxl(rest),
         ["bench", rest @ ..] => bench::criterion(rest),
         _ => Err(HELP.to_owned()),
     };

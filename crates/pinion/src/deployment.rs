@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::launch;
+use crate::paths;
 
 /// What is served when no file is named.
 const DEFAULT_COG_YAML: &str = include_str!("../../../cog.yaml");
@@ -59,7 +60,7 @@ pub struct Offer {
     pub model: &'static models::Entry,
     /// With this deployment's defaults.
     pub schema: ModelSchema,
-    /// The pinned weights; none where cog.yaml names a path.
+    /// The pinned weights; none where cog.yaml names a path, or a set that nobody has pinned here.
     pub locked: Option<Locked>,
 }
 
@@ -224,20 +225,35 @@ fn offer(served: &Served, own: &BTreeMap<String, Own>) -> Result<Offer, Failure>
         }
         WeightsFrom::Locked(name) => {
             let locked = match own.get(name) {
-                Some(own) => own_locked(own),
+                Some(own) => own_locked(own).map(Some),
                 None => locked(model, name),
             };
-            Some(locked.map_err(|failure| here(failure.to_string()))?)
+            locked.map_err(|failure| here(failure.to_string()))?
         }
     };
     Ok(Offer { served: served.clone(), model, schema, locked })
 }
 
-fn locked(model: &models::Entry, name: &str) -> Result<Locked, Failure> {
+/// None for a set that the model declares and nobody has pinned here: it is served, and a prediction says so.
+fn locked(model: &models::Entry, name: &str) -> Result<Option<Locked>, Failure> {
     let lock = Lock::parse(model.lock)?;
-    let entry = lock.weights.into_iter().find(|entry| entry.name == name);
-    let entry = entry.ok_or_else(|| Failure::failed(format!("weights {name:?} is not in its weights.lock")))?;
-    Ok(Locked { kept: Kept::Mirrors(runner::weights::mirrors(model.manifest, name)?), entry })
+    if let Some(entry) = lock.weights.into_iter().find(|entry| entry.name == name) {
+        let kept = Kept::Mirrors(runner::weights::mirrors(model.manifest, name)?);
+        return Ok(Some(Locked { kept, entry }));
+    }
+    let declared = runner::weights::declared(model.manifest)?;
+    if declared.iter().all(|set| set.name != name) {
+        return Err(Failure::failed(format!("weights {name:?} is not in its weights.lock")));
+    }
+    let file = pinned_here(model);
+    let Some(lock) = read_lock(&file)? else { return Ok(None) };
+    let Some(entry) = lock.weights.into_iter().find(|entry| entry.name == name) else { return Ok(None) };
+    own_locked(&Own { entry, base: folder_of(&file).to_owned() }).map(Some)
+}
+
+/// Where the sets that a model of this build declares are pinned on this machine: a cog.yaml's place, with a lock beside it.
+pub fn pinned_here(model: &models::Entry) -> PathBuf {
+    paths::data(None).join("weights").join(model.name).join("cog.yaml")
 }
 
 /// Noted where a worker will look.
@@ -328,7 +344,7 @@ impl Offer {
                 runner::weights::lock_known(&self.served.name, path, &Options::from_env())?.set_digest
             }
             (None, WeightsFrom::Synth(shape)) => runner::synth::title(shape, self.synth_dtype(shape), SYNTH_SEED),
-            (None, WeightsFrom::Locked(name)) => unreachable!("{name} was resolved when the file was read"),
+            (None, WeightsFrom::Locked(name)) => format!("{name}, not pinned"),
         })
     }
 }

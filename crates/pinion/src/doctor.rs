@@ -149,7 +149,9 @@ fn at_path(weights: &WeightsFrom) -> String {
     match weights {
         WeightsFrom::Path(path) if path.exists() => format!("weights in {}", path.display()),
         WeightsFrom::Path(path) => format!("weights missing: cog.yaml names {}, which is not there", path.display()),
-        WeightsFrom::Locked(name) => format!("weights {name}"),
+        WeightsFrom::Locked(name) => {
+            format!("weights are not pinned: `pinion weights lock {name}` does it where the hub is reached")
+        }
         WeightsFrom::Synth(shape) => format!("random weights of the shape {shape}"),
     }
 }

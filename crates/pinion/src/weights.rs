@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use runner::synth::{Synth, Written};
 use runner::weights::{self, Bundle, Declared, Imported, Lock, Options, Progress};
 
-use crate::deployment::{CogYaml, Deployment, Kept, Locked, Offer, folder_of, lock_of, read_lock};
+use crate::deployment::{CogYaml, Deployment, Kept, Locked, Offer, folder_of, lock_of, pinned_here, read_lock};
 use crate::failure::Failure;
 use crate::fetch::{self, Bar};
 use crate::out::print_line;
@@ -62,10 +62,10 @@ pub enum Word {
         #[arg(short, value_name = "DIR")]
         output: PathBuf,
     },
-    /// Pin the sets that the cog.yaml of --config declares, in the weights.lock beside it; or print a lock for NAME and PATH
+    /// Pin the sets that the cog.yaml of --config declares, in the weights.lock beside it; with NAME alone those that this
+    /// build declares for a served model, e.g. sdxl, on this machine; or print a lock for NAME and PATH
     Lock {
-        /// The name of the entry
-        #[arg(requires = "path")]
+        /// A served name; with PATH the name of the entry
         name: Option<String>,
         /// A file or folder of your own
         path: Option<PathBuf>,
@@ -94,6 +94,7 @@ pub fn main(word: Word) -> Result<(), Failure> {
             print_line!("{}", Lock::new(vec![entry]).to_json());
             Ok(())
         }
+        Word::Lock { name: Some(name), config, .. } => lock_declared(&name, &config),
         Word::Lock { config, .. } => lock(&config),
     }
 }
@@ -201,6 +202,22 @@ fn lock(config: &CogYaml) -> Result<(), Failure> {
         return Err(Failure::BadInput("--config FILE names the cog.yaml whose sets are pinned".into()));
     };
     pin(file, &weights::declared(&text)?)
+}
+
+/// Pins what this build declares for a served model, where its deployment will look.
+fn lock_declared(name: &str, config: &CogYaml) -> Result<(), Failure> {
+    let deployment = config.load()?;
+    let offer = deployment.find(name)?;
+    let declared = weights::declared(offer.model.manifest)?;
+    if declared.is_empty() {
+        let why = format!("{name} declares no weights to pin: they are pinned in this build, or a path of yours");
+        return Err(Failure::BadInput(why));
+    }
+    let file = pinned_here(offer.model);
+    fs::create_dir_all(folder_of(&file)).map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))?;
+    pin(&file, &declared)?;
+    eprintln!("pinion: pinned in {}; `pinion weights pull {name}` fetches them", lock_of(&file).display());
+    Ok(())
 }
 
 /// Writes the weights.lock of a cog.yaml that declares these sets.

@@ -17,13 +17,15 @@ fn refusal(yaml: &str) -> String {
 #[test]
 fn the_default_file_serves_the_tutorials_names_and_says_who_answers() {
     let config = Config::parse(DEFAULT).unwrap();
-    let [served, whisper, _english] = config.models.as_slice() else { panic!("three models") };
+    let [served, whisper, _english, painter] = config.models.as_slice() else { panic!("four models") };
     assert_eq!((served.name.as_str(), served.model.as_str()), ("smollm2", "llama"));
     assert_eq!(served.weights, WeightsFrom::Locked("smollm2".into()));
     assert_eq!(served.names, ["pinion/smollm2", "meta/meta-llama-3-8b-instruct", "meta/meta-llama-3-70b-instruct"]);
     assert_eq!(served.versions["dp-cf05cc8e6e5b3c0bc6e1b6c9f5e4a2d8"], "meta/meta-llama-3-70b-instruct");
     let hosted = "4d50797290df275329f202e48c76360b3f22b08d28c196cbc54600319435f8d";
     assert_eq!((whisper.name.as_str(), whisper.versions[hosted].as_str()), ("whisper-base", "openai/whisper"));
+    assert_eq!(painter.weights, WeightsFrom::Locked("sdxl".into()));
+    assert_eq!(painter.versions.values().collect::<Vec<_>>(), ["stability-ai/sdxl"; 2]);
     assert!(served.description.contains("SmolLM2-135M-Instruct") && served.description.contains("NOT by Llama 3"));
     assert_eq!(config.limits, Limits::default(), "the file shows the defaults");
     assert_eq!(config.retention_seconds, RETENTION_SECONDS);
