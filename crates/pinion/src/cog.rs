@@ -159,7 +159,7 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         (words.await_explicit_shutdown.as_ref().is_some_and(|text| !text.is_empty()), cog.clone());
     if is_patient {
         // Heard by nobody, and so without its default effect.
-        signal(SignalKind::terminate()).map_err(Failure::failed)?;
+        drop(signal(SignalKind::terminate()).map_err(Failure::failed)?);
     }
     let stop = async move {
         tokio::select! {
