@@ -106,10 +106,11 @@ async fn shelf() -> (String, mpsc::UnboundedReceiver<(String, String, Bytes)>) {
     let keep = move |request: Request<Body>| {
         let send = send.clone();
         async move {
-            let header = |name| request.headers()[name].to_str().unwrap().to_owned();
+            let (head, body) = request.into_parts();
+            let header = |name| head.headers[name].to_str().unwrap().to_owned();
             let about = format!("{} {}", header("x-prediction-id"), header("content-type"));
-            let path = request.uri().path().to_owned();
-            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let path = head.uri.path().to_owned();
+            let body = body.collect().await.unwrap().to_bytes();
             send.send((path, about, body)).unwrap();
             [("location", "http://cdn.example/there.txt?signature=1")]
         }
