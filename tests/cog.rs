@@ -72,6 +72,7 @@ fn stops() -> (Scenes, Scenes) {
         let start = |start: Start| if is_real { Container::real(start, &schema) } else { Container::ours(start) };
         let mut scenes = Scenes::default();
         let starting = start(Start { load_waits_for: Some(&never), ..Start::default() });
+        starting.wait_for("STARTING");
         scenes.exit("SIGTERM while starting", starting.stop());
         let ready = start(Start::default());
         ready.wait_for("READY");

@@ -119,7 +119,7 @@ impl Container {
 
     /// How it ended.
     pub fn exit(mut self) -> ExitStatus {
-        self.child.wait().expect("it is our child")
+        until("its end", || self.child.try_wait().expect("it is our child"))
     }
 
     /// SIGTERM, and how it ended.

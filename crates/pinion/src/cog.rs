@@ -12,14 +12,14 @@ use dispatch::{Dispatch, Lost, Silence};
 use egress::{Egress, Rules};
 use store::feed::Feed;
 use store::{MemoryStore, Store};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::deployment::Deployment;
 use crate::failure::Failure;
 use crate::filing::Passing;
 use crate::launch::Processes;
-use crate::serve::{LOAD_SILENCE_SECONDS, stop_signal};
+use crate::serve::LOAD_SILENCE_SECONDS;
 use crate::{devices, places};
 
 #[derive(Args)]
@@ -144,6 +144,8 @@ fn number<T: std::str::FromStr>(name: &str) -> Result<Option<T>, Failure> {
 
 async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     let cog = Cog::new(settings(&words, &deployment)?);
+    // Before anybody can know that we are here: a signal that comes first is not lost.
+    let (mut first, mut second) = (Signals::new()?, Signals::new()?);
     let address = SocketAddr::new(words.host, words.port);
     let listener = tokio::net::TcpListener::bind(address)
         .await
@@ -157,15 +159,10 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     let timeout = number("COG_SETUP_TIMEOUT")?.map(Duration::from_secs);
     let (is_patient, stopping) =
         (words.await_explicit_shutdown.as_ref().is_some_and(|text| !text.is_empty()), cog.clone());
-    if is_patient {
-        // Heard by nobody, and so without its default effect.
-        signal(SignalKind::terminate()).map_err(Failure::failed)?;
-    }
     let stop = async move {
         tokio::select! {
             () = stopping.shutdown_asked() => {}
-            () = stop_signal(), if !is_patient => {}
-            _ = tokio::signal::ctrl_c(), if is_patient => {}
+            () = first.next(is_patient) => {}
         }
         info!("stopping: what runs may finish; a second signal stops at once");
     };
@@ -185,7 +182,28 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     tokio::select! {
         outcome = in_order => outcome,
         // The first is the one that `stop` heard too.
-        () = async { stop_signal().await; stop_signal().await } , if !is_patient => Ok(()),
+        () = async { second.next(is_patient).await; second.next(is_patient).await } => Ok(()),
+    }
+}
+
+/// The ways to be told to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let new = |kind| signal(kind).map_err(Failure::failed);
+        Ok(Self { terminate: new(SignalKind::terminate())?, interrupt: new(SignalKind::interrupt())? })
+    }
+
+    /// SIGTERM, unless that is to be ignored, or Ctrl-C.
+    async fn next(&mut self, is_patient: bool) {
+        tokio::select! {
+            _ = self.terminate.recv(), if !is_patient => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 

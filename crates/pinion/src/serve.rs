@@ -211,7 +211,7 @@ fn served(offer: &Offer) -> Result<api::Served, Failure> {
 }
 
 /// Ctrl-C, or the SIGTERM of whoever supervises us.
-pub async fn stop_signal() {
+async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).expect("the signal handler can be installed");
     tokio::select! {

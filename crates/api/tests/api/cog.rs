@@ -107,7 +107,7 @@ async fn shelf() -> (String, mpsc::UnboundedReceiver<(String, String, Bytes)>) {
         let send = send.clone();
         async move {
             let (head, body) = request.into_parts();
-            let header = |name| head.headers[name].to_str().unwrap();
+            let header = |name| head.headers[name].to_str().unwrap().to_owned();
             let about = format!("{} {}", header("x-prediction-id"), header("content-type"));
             let path = head.uri.path().to_owned();
             let body = body.collect().await.unwrap().to_bytes();

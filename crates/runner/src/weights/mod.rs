@@ -26,6 +26,8 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
+use prediction::PredictError;
+
 pub use bundle::{Bundle, Imported, import};
 pub use declared::{Declared, Drift, declared, drift};
 pub use fetch::ensure;
