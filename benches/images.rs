@@ -121,22 +121,22 @@ fn images(criterion: &mut Criterion) {
     let threads = std::env::var("PINION_THREADS").ok().and_then(|n| n.parse().ok()).unwrap_or(2);
     let pool = Arc::new(Pool::new(threads));
     println!("{}, {threads} threads, peak {:.0} GFLOP/s", pool.simd().name(), peak::flops(&pool) / 1e9);
-    let make: Vec<Box<dyn Fn(&Arc<Pool>) -> Case>> = vec![
-        Box::new(|pool| conv(pool, (320, 320, 64), 1, Format::F32)),
-        Box::new(|pool| conv(pool, (640, 640, 32), 1, Format::F32)),
-        Box::new(|pool| conv(pool, (1280, 1280, 16), 1, Format::F32)),
-        Box::new(|pool| conv(pool, (1280, 1280, 16), 1, Format::F16)),
-        Box::new(|pool| conv(pool, (320, 320, 64), 2, Format::F32)),
-        Box::new(|pool| dense(pool, (4096, 640, 5120), false, Format::F32)),
-        Box::new(|pool| dense(pool, (4096, 640, 5120), false, Format::F16)),
-        Box::new(|pool| dense(pool, (4096, 640, 5120), false, Format::BF16)),
-        Box::new(|pool| dense(pool, (4096, 640, 5120), true, Format::F32)),
-        Box::new(|pool| dense(pool, (1024, 1280, 1280), false, Format::F32)),
-        Box::new(|pool| attention(pool, 4096, 4096, 10, 64)),
-        Box::new(|pool| attention(pool, 4096, 77, 10, 64)),
-        Box::new(|pool| attention(pool, 4096, 4096, 1, 512)),
-        Box::new(|pool| group_norm(pool, 320, 64)),
-        Box::new(|pool| group_norm(pool, 1280, 32)),
+    let make: &[fn(&Arc<Pool>) -> Case] = &[
+        |pool| conv(pool, (320, 320, 64), 1, Format::F32),
+        |pool| conv(pool, (640, 640, 32), 1, Format::F32),
+        |pool| conv(pool, (1280, 1280, 16), 1, Format::F32),
+        |pool| conv(pool, (1280, 1280, 16), 1, Format::F16),
+        |pool| conv(pool, (320, 320, 64), 2, Format::F32),
+        |pool| dense(pool, (4096, 640, 5120), false, Format::F32),
+        |pool| dense(pool, (4096, 640, 5120), false, Format::F16),
+        |pool| dense(pool, (4096, 640, 5120), false, Format::BF16),
+        |pool| dense(pool, (4096, 640, 5120), true, Format::F32),
+        |pool| dense(pool, (1024, 1280, 1280), false, Format::F32),
+        |pool| attention(pool, 4096, 4096, 10, 64),
+        |pool| attention(pool, 4096, 77, 10, 64),
+        |pool| attention(pool, 4096, 4096, 1, 512),
+        |pool| group_norm(pool, 320, 64),
+        |pool| group_norm(pool, 1280, 32),
     ];
     let mut group = criterion.benchmark_group("images");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);

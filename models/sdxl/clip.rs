@@ -11,7 +11,7 @@ use prediction::PredictError;
 
 use super::config::TextConfig;
 use super::layers::{self, Norm};
-use super::weights::Reader;
+use super::reader::Reader;
 
 pub struct TextEncoder {
     config: TextConfig,

@@ -6,7 +6,7 @@ use kernels::Pool;
 use kernels::op::{self, Conv2d, ConvShape, Dense, MemoryShape};
 use prediction::PredictError;
 
-use super::weights::Reader;
+use super::reader::Reader;
 
 /// Gain and offset of `[features]` or `[channels]`.
 pub struct Norm {

@@ -11,6 +11,7 @@ mod layers;
 pub mod lora;
 pub mod noise;
 mod original;
+mod reader;
 pub mod scheduler;
 mod sizes;
 pub mod synth;

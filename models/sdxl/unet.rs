@@ -12,9 +12,9 @@ use prediction::PredictError;
 
 use super::config::UnetConfig;
 use super::layers::{self, Groups, Norm, Resnet};
+use super::reader::Reader;
 pub use super::unet_blocks::Context;
 use super::unet_blocks::Transformer;
-use super::weights::Reader;
 
 /// The longest wave of a sinusoid, over 2 pi.
 const LONGEST: f32 = 10_000.0;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::config::UnetConfig;
 use super::layers::{self, Groups, Norm};
-use super::weights::Reader;
+use super::reader::Reader;
 
 /// Of the norms before each part of a block.
 const NORM_EPS: f32 = 1e-5;

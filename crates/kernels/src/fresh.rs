@@ -1,4 +1,4 @@
-//! Room for a result. Refuses to know whose.
+//! Memory of many megabytes, in huge pages. Refuses to know what is in it.
 
 /// From so many bytes on, room is asked for in huge pages: a result of tens of megabytes would else be mapped in 4 KiB at
 /// a time while it is written, which costs a seventh of a product of 640 features.
@@ -9,26 +9,28 @@ const HUGE_BYTES: usize = 4 << 20;
 pub fn zeros(len: usize) -> Vec<f32> {
     // From calloc, which takes fresh pages from the system as they are.
     let room = vec![0.0; len];
-    #[cfg(target_os = "linux")]
-    ask_for_huge_pages(&room);
+    ask_for_huge_pages(room.as_ptr().cast(), size_of_val(&room[..]));
     room
 }
 
+/// Before an allocation is first touched.
 #[cfg(target_os = "linux")]
-fn ask_for_huge_pages(room: &[f32]) {
+pub fn ask_for_huge_pages(first: *const u8, bytes: usize) {
     const PAGE_BYTES: usize = 4096;
-    let bytes = size_of_val(room);
     if bytes < HUGE_BYTES {
         return;
     }
-    let skipped = room.as_ptr().align_offset(PAGE_BYTES);
-    let whole = (bytes - skipped * size_of::<f32>()) / PAGE_BYTES * PAGE_BYTES;
-    // SAFETY: whole pages of this allocation; the advice changes no content. Where the system has no huge pages it says so,
+    let skipped = first.align_offset(PAGE_BYTES);
+    let whole = (bytes - skipped) / PAGE_BYTES * PAGE_BYTES;
+    // SAFETY: whole pages of an allocation; the advice changes no content. Where the system has no huge pages it says so,
     // and nothing is lost.
     unsafe {
-        libc::madvise(room.as_ptr().wrapping_add(skipped).cast_mut().cast(), whole, libc::MADV_HUGEPAGE);
+        libc::madvise(first.wrapping_add(skipped).cast_mut().cast(), whole, libc::MADV_HUGEPAGE);
     }
 }
+
+#[cfg(not(target_os = "linux"))]
+pub fn ask_for_huge_pages(_: *const u8, _: usize) {}
 
 #[cfg(test)]
 mod tests {

@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 
+use crate::fresh::ask_for_huge_pages;
 use crate::pool::Pool;
 
 /// What a load of 512 bits wants.
@@ -38,6 +39,7 @@ impl Buffer {
         if first.is_null() {
             handle_alloc_error(layout);
         }
+        ask_for_huge_pages(first, layout.size());
         let (buffer, raw) = (Buffer { first, layout }, Raw(first));
         pool.run(count, |piece| {
             let at = raw.at(piece * size);

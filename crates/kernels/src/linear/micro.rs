@@ -103,14 +103,15 @@ unsafe fn avx2_rows<const R: usize>(m: &Micro, row: usize) {
             }
         }
         for i in 0..m.inputs {
-            let mut w = [_mm256_setzero_ps(); VECTORS];
-            for (v, w) in w.iter_mut().enumerate() {
-                *w = _mm256_loadu_ps(m.w.add(i * WIDTH + 8 * v));
+            // Twelve sums, three activations and one vector of weights at a time: sixteen registers.
+            let mut values = [_mm256_setzero_ps(); R];
+            for (r, value) in values.iter_mut().enumerate() {
+                *value = _mm256_set1_ps(*x.add(r * m.x_stride + i));
             }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = _mm256_set1_ps(*x.add(r * m.x_stride + i));
-                for (sum, w) in sums.iter_mut().zip(w) {
-                    *sum = _mm256_fmadd_ps(w, x, *sum);
+            for v in 0..VECTORS {
+                let w = _mm256_loadu_ps(m.w.add(i * WIDTH + 8 * v));
+                for (sums, value) in sums.iter_mut().zip(values) {
+                    sums[v] = _mm256_fmadd_ps(w, value, sums[v]);
                 }
             }
         }

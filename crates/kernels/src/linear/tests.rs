@@ -251,3 +251,28 @@ fn bytes_that_do_not_fit_the_shape_are_refused() {
     assert!(refusal(Format::Q4_1, 16, 63, &[0; 640]).contains("blocks of 32"));
     assert!(refusal(Format::F16, 0, 64, &[]).contains("no F16 weight of [0, 64]"));
 }
+
+#[test]
+fn many_strided_rows_meet_parts_of_several_formats_as_each_row_does_alone() {
+    let mut random = Random::fresh();
+    let (rows, in_, stride) = (70, 200, 213);
+    let formats = [(Format::F32, 100), (Format::F16, 70), (Format::BF16, 5), (Format::F32, 1)];
+    let bytes: Vec<Vec<u8>> = formats.iter().map(|(f, out)| weight(*f, *out, in_, &mut random).0).collect();
+    let parts: Vec<Part> =
+        formats.iter().zip(&bytes).map(|((format, out), bytes)| Part { format: *format, out: *out, bytes }).collect();
+    let (x, before) = (random.normal(rows * stride), random.normal(rows * 176));
+    for (simd, threads) in Simd::available().into_iter().flat_map(|s| [(s, 1), (s, 3)]) {
+        let pool = Pool::with_simd(threads, simd);
+        let w = Weight::stack(&parts, in_, &pool).unwrap();
+        for add in [false, true] {
+            let (mut many, mut alone) = (before.clone(), before.clone());
+            matmul(&x, stride, rows, &w, &mut many, add, &pool);
+            for (x, y) in x.chunks(stride).zip(alone.chunks_mut(176)) {
+                matmul(x, stride, 1, &w, y, add, &pool);
+            }
+            same_bits(&alone, &many, || {
+                format!("added {add}, {}, {threads} threads, seed {}", simd.name(), random.seed)
+            });
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Convolution of images, NHWC. Refuses to know the network around it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
@@ -212,8 +213,11 @@ impl Conv2d {
 }
 
 /// A checkpoint's `[out, in, places]` as `[out, places, in]`.
-fn places_first(weight: &Part, shape: ConvShape, pool: &Pool) -> Result<Vec<u8>> {
+fn places_first<'a>(weight: &Part<'a>, shape: ConvShape, pool: &Pool) -> Result<Cow<'a, [u8]>> {
     let (size, places) = (dtype(weight.format)?.size_in_bytes(), shape.kernel * shape.kernel);
+    if places == 1 {
+        return Ok(Cow::Borrowed(weight.bytes));
+    }
     let mut bytes = vec![0u8; weight.bytes.len()];
     let row = shape.inputs() * size;
     pool.chunks(&mut bytes, row, |out, to| {
@@ -223,7 +227,7 @@ fn places_first(weight: &Part, shape: ConvShape, pool: &Pool) -> Result<Vec<u8>>
             to.copy_from_slice(&from[(channel * places + place) * size..][..size]);
         }
     });
-    Ok(bytes)
+    Ok(Cow::Owned(bytes))
 }
 
 fn dtype(format: Format) -> Result<DType> {

@@ -67,6 +67,17 @@ fn shards_are_read_through_their_index() {
 }
 
 #[test]
+fn the_index_of_a_variant_is_one_too() {
+    let one = bytes(&[("a", Dtype::U8, &[2], &[1, 2])]);
+    let index = br#"{"weight_map": {"a": "m.fp16-00001-of-00001.safetensors"}}"#;
+    let files = folder(&[("m.safetensors.index.fp16.json", index), ("m.fp16-00001-of-00001.safetensors", &one)]);
+    let tensors = SafeTensors::open(&files.path().join("m.safetensors.index.fp16.json")).unwrap();
+    assert_eq!(tensors.tensor("a").unwrap().bytes, [1, 2]);
+    fs::write(files.path().join("m.json"), index).unwrap();
+    assert!(refusal(&files.path().join("m.json")).contains("not a usable safetensors file"));
+}
+
+#[test]
 fn an_index_that_lies_is_refused() {
     let one = bytes(&[("a", Dtype::U8, &[2], &[1, 2])]);
     for (map, expected) in [

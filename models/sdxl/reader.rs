@@ -1,0 +1,207 @@
+//! Tensors to layers: each is found under whichever name the file has for it, checked against the shape that the config
+//! needs, changed by an adapter where one touches it, brought to its precision and handed to the kernels. Refuses to know
+//! which network it builds.
+
+use std::borrow::Cow;
+use std::fmt::Display;
+
+use candle_core::Tensor;
+use kernels::op::{Conv2d, ConvShape, Dense, Part};
+use prediction::PredictError;
+
+use super::layers::Norm;
+use super::original::{self, Place, Take};
+use super::weights::{Component, Load, Naming, Opened, Source};
+use crate::shared::raw::Raw;
+
+/// Builds layers from the tensors under a prefix.
+pub struct Reader<'a> {
+    pub(super) opened: &'a Opened,
+    pub(super) source: &'a Source,
+    pub(super) component: Component,
+    pub load: Load<'a>,
+    pub(super) prefix: String,
+}
+
+impl<'a> Reader<'a> {
+    /// What is under `name`.
+    pub fn at(&self, name: impl Display) -> Reader<'a> {
+        let prefix = format!("{}{name}.", self.prefix);
+        Reader { opened: self.opened, source: self.source, component: self.component, load: self.load, prefix }
+    }
+
+    /// Where it stands, with a dot at the end unless it is the top.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A dense layer with a bias.
+    pub fn dense(&self, name: &str, out: usize, inputs: usize) -> Result<Dense, PredictError> {
+        self.stack(&[name], out, inputs, true)
+    }
+
+    /// Layers that read the same, one below the other.
+    pub fn stack(&self, names: &[&str], out: usize, inputs: usize, biased: bool) -> Result<Dense, PredictError> {
+        let mut raws = Vec::with_capacity(names.len());
+        let mut bias = Vec::new();
+        for name in names {
+            raws.push(self.matrix(&format!("{name}.weight"), out, inputs)?);
+            if biased {
+                bias.extend(self.raw(&format!("{name}.bias"))?.of_shape(&[out])?.to_f32());
+            }
+        }
+        let dense = self.finish(&raws, inputs, biased.then_some(bias));
+        names.iter().for_each(|name| self.done(&format!("{name}.weight")));
+        dense
+    }
+
+    /// Layers of several places that read the same, each of its own width.
+    pub fn gather(&self, places: &[(String, usize)], inputs: usize) -> Result<Dense, PredictError> {
+        let mut raws = Vec::with_capacity(places.len());
+        let mut bias = Vec::new();
+        for (name, out) in places {
+            raws.push(self.matrix(&format!("{name}.weight"), *out, inputs)?);
+            bias.extend(self.raw(&format!("{name}.bias"))?.of_shape(&[*out])?.to_f32());
+        }
+        self.finish(&raws, inputs, Some(bias))
+    }
+
+    fn finish(&self, raws: &[Raw], inputs: usize, bias: Option<Vec<f32>>) -> Result<Dense, PredictError> {
+        let parts: Vec<Part> = raws.iter().map(part).collect();
+        Dense::new(&parts, inputs, bias, self.load.device, self.load.pool)
+            .map_err(|error| broken(&raws[0].name, &error))
+    }
+
+    pub fn conv(&self, name: &str, shape: ConvShape) -> Result<Conv2d, PredictError> {
+        let weight = format!("{name}.weight");
+        let raw = self.held(&weight)?.of_shape(&[shape.out, shape.in_, shape.kernel, shape.kernel])?;
+        let bias = self.raw(&format!("{name}.bias"))?.of_shape(&[shape.out])?.to_f32();
+        let conv = Conv2d::new(part(&raw), shape, Some(bias), self.load.device, self.load.pool);
+        let conv = conv.map_err(|error| broken(&raw.name, &error));
+        self.done(&weight);
+        conv
+    }
+
+    pub fn norm(&self, name: &str, width: usize) -> Result<Norm, PredictError> {
+        let read = |kind: &str| {
+            let name = format!("{name}.{kind}");
+            let values = self.raw(&name)?.of_shape(&[width])?.to_f32();
+            Tensor::from_vec(values, width, self.load.device).map_err(|error| broken(&name, &error))
+        };
+        Ok(Norm { weight: read("weight")?, bias: read("bias")? })
+    }
+
+    /// `[rows, width]` in the precision that weights are held in: what is looked up.
+    pub fn table(&self, name: &str, rows: usize, width: usize) -> Result<Tensor, PredictError> {
+        let raw = self.held(name)?.of_shape(&[rows, width])?;
+        let table = Tensor::from_raw_buffer(&raw.bytes, raw.dtype, &[rows, width], self.load.device);
+        let table = table.map_err(|error| broken(name, &error));
+        self.done(name);
+        table
+    }
+
+    /// `[out, inputs]`, also where the file has it as a convolution of one pixel.
+    fn matrix(&self, name: &str, out: usize, inputs: usize) -> Result<Raw<'a>, PredictError> {
+        let mut raw = self.held(name)?;
+        if raw.shape.len() > 2 && raw.shape[2..].iter().all(|&size| size == 1) {
+            raw.shape.truncate(2);
+        }
+        raw.of_shape(&[out, inputs])
+    }
+
+    /// As it will be held, with what the adapter adds.
+    fn held(&self, name: &str) -> Result<Raw<'a>, PredictError> {
+        let raw = self.raw(name)?;
+        let precision = self.load.precision.unwrap_or(raw.dtype);
+        let full = format!("{}{name}", self.prefix);
+        let Some(adapter) = self.load.adapter.filter(|adapter| adapter.touches(self.component, &full)) else {
+            return Ok(raw.converted(precision));
+        };
+        let mut values = raw.to_f32();
+        adapter.add(self.component, &full, &raw.shape, &mut values)?;
+        Ok(raw.with_values(&values, precision))
+    }
+
+    /// As the file has it, under whichever of its names it is there.
+    fn raw(&self, name: &str) -> Result<Raw<'a>, PredictError> {
+        let (place, take) = self.place(name);
+        let (dtype, shape, bytes) = match self.source {
+            Source::Folder(tensors) | Source::Single(tensors, _, _) => {
+                let tensor = tensors.tensor(&place)?;
+                (tensor.dtype, tensor.shape, Cow::Borrowed(tensor.bytes))
+            }
+            Source::Synth(synth) => (synth.dtype(), synth.shape(&place)?, Cow::Owned(synth.bytes(&place)?)),
+        };
+        taken(Raw::new(&place, dtype, shape, bytes)?, take)
+    }
+
+    /// What the file calls a tensor.
+    fn place(&self, name: &str) -> Place {
+        let full = format!("{}{name}", self.prefix);
+        match self.source {
+            Source::Folder(tensors) => {
+                // transformers and diffusers have both renamed tensors: older files, newer files.
+                let older = |name: &str| OLDER.iter().fold(name.to_owned(), |name, (new, old)| name.replace(new, old));
+                let names = [full.strip_prefix("text_model.").unwrap_or(&full).to_owned(), older(&full)];
+                let found = names.into_iter().find(|name| !tensors.has(&full) && tensors.has(name));
+                (found.unwrap_or(full), Take::Whole)
+            }
+            Source::Single(_, prefix, naming) => {
+                let place = match naming {
+                    Naming::Transformers => None,
+                    Naming::OpenClip => original::open_clip(&full),
+                    Naming::Unet => original::unet(&full, self.opened.unet_config()),
+                    Naming::Vae => original::vae(&full, self.opened.vae_config()),
+                };
+                let (name, take) = place.unwrap_or((full, Take::Whole));
+                (format!("{prefix}{name}"), take)
+            }
+            Source::Synth(_) => (format!("{}/{}/{full}", self.component.folder(), self.component.stem()), Take::Whole),
+        }
+    }
+
+    /// The weight is in memory in its own layout: its pages of the file need not be.
+    fn done(&self, name: &str) {
+        if let Source::Folder(tensors) | Source::Single(tensors, _, _) = self.source {
+            tensors.advise_drop(&self.place(name).0);
+        }
+    }
+}
+
+/// What diffusers called the VAE's attention before.
+const OLDER: [(&str, &str); 4] =
+    [("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")];
+
+fn part<'a>(raw: &'a Raw) -> Part<'a> {
+    Part { format: raw.format(), out: raw.shape[0], bytes: &raw.bytes }
+}
+
+fn taken(mut raw: Raw, take: Take) -> Result<Raw, PredictError> {
+    let size = raw.dtype.size_in_bytes();
+    match (take, raw.shape.as_slice()) {
+        (Take::Third(third), &[rows, ..]) if rows % 3 == 0 => {
+            let part = raw.bytes.len() / 3;
+            let range = third * part..(third + 1) * part;
+            raw.bytes = match raw.bytes {
+                Cow::Borrowed(bytes) => Cow::Borrowed(&bytes[range]),
+                Cow::Owned(bytes) => Cow::Owned(bytes[range].to_vec()),
+            };
+            raw.shape[0] = rows / 3;
+        }
+        (Take::Turned, &[rows, columns]) => {
+            let at = |to: usize| (to % rows * columns + to / rows) * size;
+            raw.bytes = Cow::Owned((0..rows * columns).flat_map(|to| raw.bytes[at(to)..][..size].to_vec()).collect());
+            raw.shape = vec![columns, rows];
+        }
+        (Take::Whole, _) => {}
+        (_, shape) => {
+            let why = format!("tensor {} is {shape:?}; three matrices, or one, are needed", raw.name);
+            return Err(PredictError::Operator(why));
+        }
+    }
+    Ok(raw)
+}
+
+fn broken(name: &str, error: &candle_core::Error) -> PredictError {
+    PredictError::Operator(format!("tensor {name}: {error}"))
+}
