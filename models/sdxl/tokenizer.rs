@@ -31,6 +31,9 @@ pub struct Tokenizer {
     pad: u32,
 }
 
+/// Gives a folder's file by its name; none if it is not there.
+pub type Files<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, PredictError> + 'a;
+
 /// A prompt as an encoder reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ids {
@@ -89,8 +92,8 @@ impl Special {
 }
 
 impl Tokenizer {
-    /// From the files of a folder `tokenizer` or `tokenizer_2` as transformers writes it; none for one that is not there.
-    pub fn read(file: &dyn Fn(&str) -> Result<Option<Vec<u8>>, PredictError>) -> Result<Self, PredictError> {
+    /// From the files of a folder `tokenizer` or `tokenizer_2` as transformers writes it.
+    pub fn read(file: &Files) -> Result<Self, PredictError> {
         let settings = |name: &str| match file(name)? {
             Some(text) => serde_json::from_slice::<Settings>(&text).map_err(|error| wrong(name, &error)),
             None => Ok(Settings::default()),
