@@ -3,7 +3,7 @@
 //! latents as the autoencoder has them: the UNet's are these times `scaling_factor`. Refuses to know files of images.
 //!
 //! Images of a batch go one after the other, and one that is larger than a tile in overlapping tiles (`vae_tiles`), so that
-//! memory is bounded by one tile: about 3 GiB for 1,024 x 1,024 pixels of the true net.
+//! memory is bounded by one tile: 4.2 GiB for 1,024 x 1,024 pixels of the true net.
 
 use std::sync::Arc;
 
