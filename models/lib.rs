@@ -156,6 +156,12 @@ pub fn shape(name: &str) -> Result<&'static Shape, PredictError> {
     Entry::of_shape(name).map(|(_, shape)| shape)
 }
 
+/// A `tokenizer.json`. Some that lie make their reader panic: here that is a refusal like any other.
+fn read_tokenizer(bytes: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    let read = std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes));
+    read.map_err(|_| "its reader panics at it".to_owned())?.map_err(|error| error.to_string())
+}
+
 fn no_shape<'a>(name: &str, all: impl Iterator<Item = &'a Shape>) -> PredictError {
     let known: Vec<&str> = all.filter(|shape| shape.listed).map(|shape| shape.name).collect();
     PredictError::FixInput(format!("no shape is called {name:?}; there is {}", known.join(", ")))

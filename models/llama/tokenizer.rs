@@ -51,7 +51,7 @@ impl Tokenizer {
     }
 
     fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| error.to_string())?;
+        let mut inner = crate::read_tokenizer(bytes)?;
         // A file may carry the habits of its training; a prompt is never cut or padded silently.
         inner.with_truncation(None).map_err(|error| error.to_string())?;
         inner.with_padding(None);

@@ -62,7 +62,7 @@ impl Vocabulary {
     /// From the text of a `tokenizer.json`; `file` is for messages.
     pub fn read(bytes: &[u8], file: &Path, config: &Config) -> Result<Self, PredictError> {
         let wrong = |why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", file.display()));
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| wrong(&error))?;
+        let mut inner = crate::read_tokenizer(bytes).map_err(|error| wrong(&error))?;
         inner.with_truncation(None).map_err(|error| wrong(&error))?;
         inner.with_padding(None);
         let specials = Specials::of(config);

@@ -46,9 +46,10 @@ pub fn main(deployment: &Deployment, found: &Found, golden: Option<&Path>) -> Re
                 let expected = expected.get_or_insert_with(|| text.clone());
                 let equal = *expected == text;
                 print_line!(
-                    "check    {name}: {} loaded in {:.2} s, answered in {:.2} s: {text:?}{}",
+                    "check    {name}: {} loaded in {:.2} s{}, answered in {:.2} s: {text:?}{}",
                     offer.served.name,
                     load.as_secs_f64(),
+                    speed(offer, load),
                     said.as_secs_f64(),
                     if equal { "" } else { ", which is NOT what the CPU says" }
                 );
@@ -89,6 +90,14 @@ fn smallest(deployment: &Deployment) -> Result<&Offer, Failure> {
     let says_text = |offer: &&Offer| matches!((offer.model.schema)().output, schema::Output::TextIterator);
     let offers = deployment.offers.iter().filter(says_text);
     offers.min_by_key(bytes).ok_or_else(|| Failure::failed("cog.yaml serves no model that answers in text"))
+}
+
+/// How fast its weights were read and made ready, where their size is known.
+fn speed(offer: &Offer, load: Duration) -> String {
+    let bytes = offer.locked.as_ref().map(|locked| locked.entry.size);
+    let per_second =
+        |bytes: u64| format!(" ({} MB at {:.0} MB/s)", bytes / 1_000_000, bytes as f64 / 1e6 / load.as_secs_f64());
+    bytes.map(per_second).unwrap_or_default()
 }
 
 /// Where cog.yaml says that the weights lie.

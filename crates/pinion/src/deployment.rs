@@ -74,7 +74,7 @@ pub enum Kept {
     /// The model's own set: its folder's cog.yaml lists these.
     Mirrors(Vec<Source>),
     /// A set of the deployment's cog.yaml, as the weights.lock beside that pins it.
-    Own(Own),
+    Own(Box<Own>),
 }
 
 impl Deployment {
@@ -201,7 +201,7 @@ pub fn pinned_here(model: &models::Entry) -> PathBuf {
 /// Noted where a worker will look.
 fn own_locked(own: &Own) -> Result<Locked, Failure> {
     own.note(&Options::from_env())?;
-    Ok(Locked { entry: own.entry.clone(), kept: Kept::Own(own.clone()) })
+    Ok(Locked { entry: own.entry.clone(), kept: Kept::Own(Box::new(own.clone())) })
 }
 
 impl Offer {

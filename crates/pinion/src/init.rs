@@ -155,7 +155,11 @@ fn pickles(folder: &Path, found: &Found) -> Result<Vec<String>, Failure> {
 }
 
 fn name_of(found: &Found, path: &Path) -> Result<String, Failure> {
-    let folder = || path.canonicalize().ok()?.file_stem().map(|name| name.to_string_lossy().into_owned());
+    let folder = || {
+        let path = path.canonicalize().ok()?;
+        let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        name.map(|name| name.to_string_lossy().into_owned())
+    };
     let title = found.title.as_deref().and_then(|title| title.rsplit('/').next()).map(str::to_owned);
     let name = title.or_else(folder).map(|name| plain(&name)).filter(|name| !name.is_empty());
     name.ok_or_else(|| Failure::BadInput(format!("{}: --name NAME is needed", path.display())))

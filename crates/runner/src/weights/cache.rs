@@ -185,7 +185,7 @@ fn free_bytes(folder: &Path) -> Option<u64> {
     let told = unsafe { libc::statvfs(path.as_ptr(), about.as_mut_ptr()) };
     // SAFETY: zeroes are valid for it, and it was filled if the call says so.
     let about = unsafe { about.assume_init() };
-    (told == 0).then(|| (about.f_bavail as u64).saturating_mul(about.f_frsize as u64))
+    (told == 0).then(|| about.f_bavail.saturating_mul(about.f_frsize))
 }
 
 /// Removes a file if it is there.

@@ -56,7 +56,7 @@ fn a_bundle_brings_a_set_into_an_empty_cache() {
 
     let options = options(&folder.path().join("cache"));
     let imported = import(&bytes[..], "b", &options, &mut |_| {}).unwrap();
-    assert_eq!(imported.lock.weights, [entry.clone()]);
+    assert_eq!(imported.lock.weights, std::slice::from_ref(&entry));
     assert_eq!(imported.manifest.as_deref(), Some("native: {}"));
     let here = Cache::at(&options.cache_dir).ready(&entry).unwrap();
     assert_eq!(fs::read(here.join("unet/w")).unwrap(), b"weights");

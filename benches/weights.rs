@@ -1,0 +1,97 @@
+//! What pulling and importing weights costs beside copying and hashing the same 100 MB, in turn, in one run: from a hub on
+//! this machine, from a bundle, and from the cache that has them. All of it ends on the same disk, synced.
+
+#[path = "../tests/hub.rs"]
+mod hub;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runner::weights::{Bundle, Options, Own, declared, folder, import, pin};
+use sha2::{Digest, Sha256};
+
+use crate::hub::Hub;
+
+const BYTES: usize = 100_000_000;
+const RUNS: usize = 7;
+
+fn options(cache: &Path, hub: &str) -> Options {
+    let (hub_token, hub_cache, weights_dir) = (None, None, None);
+    let (cache_dir, hub_endpoint) = (cache.to_owned(), hub.to_owned());
+    Options { offline: false, cache_dir, weights_dir, hub_endpoint, hub_token, hub_cache }
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let began = Instant::now();
+    work();
+    began.elapsed()
+}
+
+/// As `cp` and `sha256sum` in one: read, hash, write, sync.
+fn copy_and_hash(from: &Path, to: &Path) {
+    let (mut from, mut to) = (File::open(from).expect("it is there"), File::create(to).expect("it can be made"));
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match from.read(&mut buffer).expect("it can be read") {
+            0 => break,
+            read => {
+                hasher.update(&buffer[..read]);
+                to.write_all(&buffer[..read]).expect("there is room");
+            }
+        }
+    }
+    std::hint::black_box(hasher.finalize());
+    to.sync_all().expect("it is on the disk");
+}
+
+fn main() {
+    let home = tempfile::tempdir().expect("a temporary folder can be made");
+    let content: Vec<u8> = (0..BYTES as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 29) as u8).collect();
+    let source = home.path().join("source");
+    std::fs::write(&source, &content).expect("there is room");
+    let hub = Hub::start(BTreeMap::from([("w.safetensors".to_owned(), Arc::new(content))]), |_| {});
+    let set =
+        declared("weights: [{ name: w, source: { uri: hf://org/repo@main } }]").expect("it is in order").remove(0);
+    let first = options(&home.path().join("first"), &hub.url);
+    let entry = pin(&set, home.path(), None, &first, &mut |_| {}).expect("the hub answers");
+    let own = Own { entry: entry.clone(), base: home.path().to_owned() };
+    own.ensure(&first, &mut |_| {}).expect("the hub answers");
+    let bundle = home.path().join("bundle");
+    let packed = Bundle { sets: vec![(entry.clone(), folder(&entry, &first))], manifest: None };
+    packed.write(&bundle, &mut |_| {}).expect("there is room");
+
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    for run in 0..RUNS {
+        let at = home.path().join(format!("run-{run}"));
+        std::fs::create_dir(&at).expect("there is room");
+        let (pulled, imported) =
+            (options(&at.join("pulled"), &hub.url), options(&at.join("imported"), "http://[::1]:9"));
+        times[0].push(timed(|| copy_and_hash(&source, &at.join("copy"))));
+        times[1].push(timed(|| drop(own.ensure(&pulled, &mut |_| {}).expect("the hub answers"))));
+        times[2].push(timed(|| {
+            import(File::open(&bundle).expect("it is there"), "bundle", &imported, &mut |_| {}).expect("it is whole");
+        }));
+        times[3].push(timed(|| drop(own.ensure(&pulled, &mut |_| {}).expect("it is here"))));
+        std::fs::remove_dir_all(&at).expect("it is ours");
+    }
+    let parts = hub.asked().len() / (RUNS + 1);
+    let median = |times: &mut Vec<Duration>| {
+        times.sort_unstable();
+        times[RUNS / 2]
+    };
+    let [copied, pulled, imported, here] = &mut times;
+    let copied = median(copied);
+    println!("{BYTES} bytes, median of {RUNS}, in turn");
+    println!("copied and hashed          {:7.1} ms", copied.as_secs_f64() * 1e3);
+    for (what, time) in
+        [(format!("pulled ({parts} ranges)"), median(pulled)), ("imported from a bundle".to_owned(), median(imported))]
+    {
+        let ratio = copied.as_secs_f64() / time.as_secs_f64();
+        println!("{what:26} {:7.1} ms, {ratio:.2} of the speed of copying and hashing", time.as_secs_f64() * 1e3);
+    }
+    println!("here and verified before   {:7.3} ms", median(here).as_secs_f64() * 1e3);
+}

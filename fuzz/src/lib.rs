@@ -1,0 +1,100 @@
+//! What hostile bytes are given to, one function per format. Whatever they are, it returns: an answer or a refusal, never a
+//! panic, never memory for what a header merely claims. Refuses to know who makes the bytes up.
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use prediction::{LoadSpec, Weights};
+use runner::synth::Synth;
+use runner::weights::{Lock, Options, declared, import};
+use runner::{Ct2, Gguf, SafeTensors};
+
+/// A file of that name with these bytes.
+fn with_file(name: &str, bytes: &[u8], look: impl FnOnce(&Path)) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join(name);
+    fs::write(&path, bytes).expect("a temporary file can be written");
+    look(&path);
+}
+
+/// Reads every byte, so that one outside the file would be noticed.
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.iter().map(|&byte| u64::from(byte)).sum()
+}
+
+pub fn safetensors(bytes: &[u8]) {
+    with_file("model.safetensors", bytes, |path| {
+        let Ok(file) = SafeTensors::open(path) else { return };
+        for name in file.names() {
+            if let Ok(tensor) = file.tensor(name) {
+                sum(tensor.bytes);
+            }
+            let _ = file.slice(name, 0, 0..1);
+            let _ = file.slice(name, 1, 1..usize::MAX);
+        }
+    });
+    with_file("model.safetensors.index.json", bytes, |path| drop(SafeTensors::open(path)));
+}
+
+pub fn gguf(bytes: &[u8]) {
+    with_file("model.gguf", bytes, |path| {
+        let Ok(file) = Gguf::open(path) else { return };
+        for tensor in file.tensors() {
+            sum(tensor.bytes);
+        }
+        for (key, value) in file.metadata() {
+            // Every way of reading it, right or wrong.
+            let _ = (file.u64(key), file.f32(key), file.bool(key), file.str(key), value.to_string());
+            let _ = (file.floats(key), file.integers(key));
+            if let Ok(strings) = file.strings(key) {
+                sum(strings.iter().collect::<String>().as_bytes());
+            }
+        }
+    });
+}
+
+pub fn ct2(bytes: &[u8]) {
+    with_file("model.bin", bytes, |path| {
+        let Ok(file) = Ct2::open(&[path.to_owned()]) else { return };
+        for name in file.names() {
+            if let Ok(variable) = file.variable(name) {
+                sum(&variable.bytes);
+            }
+            file.advise_drop(name);
+        }
+    });
+}
+
+/// Locks, and the sets that a cog.yaml declares.
+pub fn lock(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(lock) = Lock::parse(&text) {
+        let again = Lock::parse(&lock.to_json());
+        assert_eq!(again.as_ref(), Ok(&lock), "what is written is read back");
+    }
+    let _ = declared(&text);
+    let _ = runner::weights::mirrors(&text, "tiny");
+}
+
+pub fn bundle(bytes: &[u8]) {
+    let cache = tempfile::tempdir().expect("a temporary folder can be made");
+    let options = Options { offline: true, cache_dir: cache.path().to_owned(), ..Options::from_env() };
+    let _ = import(bytes, "bundle", &options, &mut |_| {});
+}
+
+/// `tokenizer.json` of a Llama whose weights are in order.
+pub fn tokenizer(bytes: &[u8]) {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let (model, shape) = models::Entry::of_shape("tiny").expect("a shape for tests");
+    let folder = FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let synth = Synth::new(shape, "f32", 0).expect("the shape is whole");
+        synth.write(&folder.path().join("weights"), &mut |_, _| {}).expect("there is room for it");
+        folder
+    });
+    let weights = folder.path().join("weights");
+    fs::write(weights.join("tokenizer.json"), bytes).expect("a temporary file can be written");
+    let spec = LoadSpec { threads: Some(1), ..LoadSpec::new("tiny", model.name, Weights::Path(weights)) };
+    let _ = (model.model)().load(&spec, &mut |_| {});
+}
