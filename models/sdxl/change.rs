@@ -37,6 +37,6 @@ impl Change {
     /// The nets with it.
     pub fn nets(&self, opened: &Opened, load: Load) -> Result<Nets, PredictError> {
         let fitted = self.lora.fit(opened, self.scale)?;
-        Nets::open(opened, Load { adapter: Some(&fitted), ..load })
+        Nets::open(opened, Load { adapter: Some(&fitted), ..load }, None)
     }
 }

@@ -221,13 +221,13 @@ impl Files {
         report("SDXL: reading the base");
         let base = match change {
             Some(change) => change.nets(&self.base, setting.load())?,
-            None => Nets::open(&self.base, setting.load())?,
+            None => Nets::open(&self.base, setting.load(), None)?,
         };
         let refiner = match &self.refiner {
             None => None,
             Some(refiner) => {
                 report("SDXL: reading the refiner");
-                Some(Nets::open(refiner, setting.load())?)
+                Some(Nets::open(refiner, setting.load(), None)?)
             }
         };
         let vae = self.base.vae(setting.load())?;

@@ -55,7 +55,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let wanted = folder.path().join("out.png");
         let mut one = json!(["data:image/png;base64,YQ=="]);
-        assert_eq!(write(&mut one, Some(&wanted)).unwrap(), [wanted.clone()]);
+        assert_eq!(write(&mut one, Some(&wanted)).unwrap(), std::slice::from_ref(&wanted));
         assert_eq!(std::fs::read(&wanted).unwrap(), b"a");
         assert!(one[0].as_str().unwrap().starts_with("file:///"), "{one}");
         let mut two = json!(["data:,b", "data:,c"]);

@@ -14,7 +14,7 @@ mod synth;
 
 use std::path::{Path, PathBuf};
 
-use ::prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Output, PredictError, Weights};
+use ::prediction::{Event, Id, Job, LoadSpec, Loaded, Output, PredictError, Weights};
 use serde_json::{Value, json};
 
 use super::pipeline::Pipeline;

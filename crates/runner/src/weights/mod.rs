@@ -106,8 +106,8 @@ fn refuse_pickle(name: &str, content: &Path) -> Result<(), String> {
 }
 
 /// Why weights that are declared and not pinned cannot be used, and what to do.
-pub fn unpinned(name: &str) -> PredictError {
-    PredictError::Operator(format!(
+pub fn unpinned(name: &str) -> prediction::PredictError {
+    prediction::PredictError::Operator(format!(
         "weights {name} are not pinned yet: run `pinion weights lock {name}` on a machine that reaches the hub, or name a \
          folder with `path:` in cog.yaml or `--weights DIR`"
     ))

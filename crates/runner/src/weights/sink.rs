@@ -16,6 +16,9 @@ use super::Progress;
 use super::cache::{Cache, remove};
 use super::lock::LockedFile;
 
+/// The thread that hashes is told of this much at a time.
+const HASH_AT_ONCE_BYTES: u64 = 1 << 20;
+
 /// Why a source did not deliver.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -104,7 +107,7 @@ impl<'a> Sink<'a> {
 
     /// Everything that a reader has.
     pub fn copy(&mut self, mut from: impl Read, report: &mut dyn FnMut(Progress)) -> Result<(), Fault> {
-        let mut buffer = vec![0; 1 << 18];
+        let mut buffer = vec![0; 1 << 20];
         loop {
             match from.read(&mut buffer) {
                 Ok(0) => return Ok(()),
@@ -144,6 +147,9 @@ impl<'a> Sink<'a> {
 /// Hashes a file behind whoever writes it: the bytes are in the system's memory still.
 struct Hashing {
     reached: mpsc::Sender<u64>,
+    /// Bytes that the file has, and how many of them the thread was told of.
+    here: u64,
+    told: u64,
     thread: JoinHandle<io::Result<Sha256>>,
 }
 
@@ -151,17 +157,26 @@ impl Hashing {
     fn start(file: &File) -> io::Result<Self> {
         let (file, (reached, told)) = (file.try_clone()?, mpsc::channel());
         let thread = std::thread::Builder::new().name("hashing".into()).spawn(move || follow(&file, &told))?;
-        Ok(Self { reached, thread })
+        Ok(Self { reached, here: 0, told: 0, thread })
     }
 
-    /// The file has so many bytes now, and they will not change.
-    fn reached(&self, bytes: u64) {
+    /// The file has so many bytes now, and they will not change. The thread is not woken up for a few of them.
+    fn reached(&mut self, bytes: u64) {
+        self.here = bytes;
+        if bytes - self.told >= HASH_AT_ONCE_BYTES {
+            self.tell();
+        }
+    }
+
+    fn tell(&mut self) {
+        self.told = self.here;
         // It goes early only with an error, which `finish` tells.
-        let _ = self.reached.send(bytes);
+        let _ = self.reached.send(self.here);
     }
 
     /// The digest of everything up to the last byte reached, in hex.
-    fn finish(self) -> io::Result<String> {
+    fn finish(mut self) -> io::Result<String> {
+        self.tell();
         drop(self.reached);
         let hasher = self.thread.join().map_err(|_| io::Error::other("the thread that hashes has panicked"))??;
         Ok(hex::encode(hasher.finalize()))
