@@ -26,8 +26,6 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
-use prediction::PredictError;
-
 pub use bundle::{Bundle, Imported, import};
 pub use declared::{Declared, Drift, declared, drift};
 pub use fetch::ensure;
