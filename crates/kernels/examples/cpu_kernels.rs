@@ -1,5 +1,6 @@
 //! Every CPU kernel of the Llama beside its floors, SmolLM2's shapes: what it moves over the reading speed measured in this run,
-//! and its operations over the nominal rate of the threads. Prints a table; on a busy machine it says nothing.
+//! and its operations over the nominal rate of the threads. Prints a table. What fits into a cache beats the first floor; on a
+//! busy machine the figures say nothing.
 //!
 //! `cargo run --release -p kernels --example cpu_kernels [THREADS]`
 
