@@ -15,6 +15,7 @@ use super::cost;
 use super::generate::{Generator, Nets};
 use super::input::{Asked, MAX_SIDE};
 use super::running::{Now, Running};
+use super::scheduler::Config;
 use super::weights::{Component, Load, Opened};
 
 const MAX_THREADS: usize = 1024;
@@ -62,6 +63,8 @@ pub struct Pipeline {
     pub setting: Setting,
     /// None only while it is loaded anew.
     generator: Option<Generator>,
+    /// The base's.
+    scheduler: Config,
     /// What the base's weights were changed with.
     change: Option<Change>,
     /// Operations per second that calls have come to.
@@ -99,6 +102,7 @@ impl Pipeline {
         Ok(Self {
             files,
             setting,
+            scheduler: generator.base.scheduler.clone(),
             generator: Some(generator),
             change: None,
             speed,
@@ -138,11 +142,7 @@ impl Loaded for Pipeline {
             return Err(PredictError::RetryLater("one image is drawn at a time".into()));
         }
         let asked = Asked::read(job.input, &self.defaults, job.seed)?;
-        let Some(generator) = &self.generator else {
-            return Err(PredictError::Operator("the weights are gone".into()));
-        };
-        self.running =
-            Some(Running::new(job.id, asked, &self.files, &generator.base.scheduler, self.provenance.clone())?);
+        self.running = Some(Running::new(job.id, asked, &self.files, &self.scheduler, self.provenance.clone())?);
         Ok(())
     }
 
