@@ -24,6 +24,13 @@ pub fn recordings() -> Option<PathBuf> {
     or_skip(found.filter(|path| path.join("jfk.wav").is_file()), missing)
 }
 
+/// CLIP's vocabulary as OpenAI published it: the file that `PINION_CLIP_VOCABULARY` names.
+pub fn clip_vocabulary() -> Option<PathBuf> {
+    let found = std::env::var_os("PINION_CLIP_VOCABULARY").map(PathBuf::from);
+    let missing = "PINION_CLIP_VOCABULARY names no file; models/sdxl/golden/vocabulary.py fetches it";
+    or_skip(found.filter(|path| path.is_file()), missing)
+}
+
 /// What is not there fails the test or, said past the harness that hides what passing tests print, ends it early.
 fn or_skip<T>(found: Option<T>, missing: &str) -> Option<T> {
     if found.is_none() {

@@ -109,7 +109,7 @@ impl Tokenizer {
             return Err(wrong("tokenizer_config.json", &why));
         }
         if let Some(text) = file("tokenizer.json")? {
-            let inner = tokenizers::Tokenizer::from_bytes(&text).map_err(|error| wrong("tokenizer.json", &error))?;
+            let inner = crate::read_tokenizer(&text).map_err(|error| wrong("tokenizer.json", &error))?;
             return Self::with(inner, &own).map_err(|why| wrong("tokenizer.json", &why));
         }
         let (Some(vocabulary), Some(merges)) = (file("vocab.json")?, file("merges.txt")?) else {

@@ -60,10 +60,13 @@ fn test() -> Outcome {
     }
     let recordings = target().join("recordings");
     run(Command::new("python3").arg(root().join("models/whisper/golden/recordings.py")).arg(&recordings))?;
+    let vocabulary = target().join("clip-vocabulary.txt.gz");
+    run(Command::new("python3").arg(root().join("models/sdxl/golden/vocabulary.py")).arg(&vocabulary))?;
     // Everything is here now: a test that misses something fails.
     let mut tests = Command::new(env!("CARGO"));
     tests.args(["test", "--release", "--workspace"]).current_dir(root());
-    run(tests.env("PINION_RECORDINGS", recordings).env("PINION_TEST_ALL", "1"))
+    tests.env("PINION_RECORDINGS", recordings).env("PINION_CLIP_VOCABULARY", vocabulary);
+    run(tests.env("PINION_TEST_ALL", "1"))
 }
 
 fn run_golden(words: &[&str]) -> Outcome {
