@@ -2,16 +2,18 @@
 
     python -m venv peers && peers/bin/pip install -r benches/peers_whisper.txt
     peers/bin/python benches/peer_whisper.py --pinion target/release/pinion --weights FOLDER \\
-        --audio jfk.wav [--long ten-minutes.wav] --out benches/results/DATE-MACHINE-whisper.json
+        --recordings FOLDER [--long] --out benches/results/DATE-MACHINE-whisper.json
 
 FOLDER is what `pinion weights pull whisper-tiny.en --print-path` prints (CTranslate2's layout; a file in parts is joined
-into --cache). The peers get conversions of it: openai-whisper the same values in f32 through models/whisper/golden,
+into --cache); --recordings is the folder that models/whisper/golden/recordings.py fetches: jfk.wav is the short recording, and with
+--long its English clips with silences between them, ten minutes, are the long one. The peers get conversions of it: openai-whisper the same values in f32 through models/whisper/golden,
 whisper.cpp its own f16 file. One run, in turn, round after round; every measurement is a fresh process, asked once before
 it is measured, whose load is not counted; Pinion is the whole server, asked over HTTP. Greedy, temperature 0 without
 fallback, English, --threads threads. What counts is seconds of work per second of audio; a ratio is the best peer's
 median over Pinion's at the same precision, in brackets the least and largest of one round. Beside it the seconds of CPU
 per second of audio, which a busy machine disturbs less. Memory is the peak resident set of the process that holds the
-weights. `long` is the long recording window by window, and `long batched` Pinion alone with its windows in batches. Installs nothing.
+weights. `long` is the long recording window by window; `long batched` with eight windows at once, Pinion and faster-whisper,
+the one peer that does so. Installs nothing.
 """
 
 import argparse
@@ -37,6 +39,23 @@ ENGINES = {
     "openai-whisper f32": "f32",
     "whisper.cpp f16": "f16",
 }
+
+
+# Windows at once where a name ends so.
+BATCH = 8
+BATCHED = f", batches of {BATCH}"
+
+
+def long(recordings: Path, cache: Path) -> Path:
+    """Ten minutes of the English recordings with silences, as the goldens have them: models/whisper/golden/reference.py."""
+    target = cache / "ten-minutes.wav"
+    if not target.exists():
+        sys.path.insert(0, str(GOLDEN))
+        import reference
+
+        files = [recordings / "jfk.wav", *sorted((recordings / "clips/en").glob("*.wav"))]
+        reference.write_wav(target, reference.ten_minutes([reference.read_wav(file) for file in files]))
+    return target
 
 
 def joined(folder: Path, cache: Path) -> Path:
@@ -97,14 +116,15 @@ def ggml(folder: Path, cache: Path) -> Path:
 def drive(engine: str, folder: str, audio: str, threads: int, repeats: int) -> dict:
     """One peer in this process: loads, hears once unmeasured, then the median of the repeats."""
     if engine.startswith("faster-whisper"):
-        from faster_whisper import WhisperModel
+        from faster_whisper import BatchedInferencePipeline, WhisperModel
         from faster_whisper.audio import decode_audio
 
         model = WhisperModel(folder, device="cpu", compute_type="float32", cpu_threads=threads)
         samples = decode_audio(audio)
-        hear = lambda: " ".join(
-            s.text for s in model.transcribe(samples, language="en", beam_size=1, best_of=1, temperature=0.0)[0]
-        )
+        options = {"language": "en", "beam_size": 1, "best_of": 1, "temperature": 0.0}
+        if engine.endswith(BATCHED):
+            model, options = BatchedInferencePipeline(model), {**options, "batch_size": BATCH}
+        hear = lambda: " ".join(s.text for s in model.transcribe(samples, **options)[0])
     elif engine.startswith("openai-whisper"):
         import torch
 
@@ -229,8 +249,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pinion", type=Path)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--audio", required=True)
-    parser.add_argument("--long")
+    parser.add_argument("--recordings", type=Path)
+    parser.add_argument("--audio", help=argparse.SUPPRESS)
+    parser.add_argument("--long", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "peer-whisper")
@@ -240,24 +261,25 @@ def main() -> None:
     args = parser.parse_args()
     if args.drive == "convert":
         joined(args.weights, args.cache), ggml(args.weights, args.cache)
+        long(args.recordings, args.cache)
         return
     if args.drive:
         print(json.dumps(drive(args.drive, str(args.weights), args.audio, args.threads, args.runs)))
         return
     # In a process of its own: a child's peak begins with its parent's size.
-    convert = ["--drive", "convert", "--weights", str(args.weights), "--audio", "", "--cache", str(args.cache)]
+    convert = ["--drive", "convert", "--weights", str(args.weights), "--recordings", str(args.recordings), "--cache", str(args.cache)]
     subprocess.run([sys.executable, __file__, *convert], check=True)
     whole, file = args.cache / args.weights.name, args.cache / f"{args.weights.name}.ggml.bin"
 
     def measure(engine: str, audio: str, batch: int = 1) -> dict:
         if engine.startswith("pinion"):
-            return pinion(args, ENGINES[engine], audio, batch)
+            return pinion(args, ENGINES[engine.removesuffix(BATCHED)], audio, batch)
         return peer(args, engine, str(file if engine.startswith("whisper.cpp") else whole), audio, 1)
 
     rounds = {name: [] for name in ENGINES}
     for _ in range(args.runs):
         for engine in ENGINES:
-            rounds[engine].append(measure(engine, args.audio))
+            rounds[engine].append(measure(engine, str(args.recordings / "jfk.wav")))
     result = {"date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
               "cores": os.cpu_count(), "threads": args.threads, "runs": args.runs, "weights": args.weights.name, "short": {}}
     for engine, found in rounds.items():
@@ -277,14 +299,24 @@ def main() -> None:
         print(f"{precision}: pinion is {ratio:.2f} times as fast as {best} ({min(ratios):.2f}-{max(ratios):.2f})")
     if args.long:
         result["long"] = {}
-        for engine in ENGINES:
-            result["long"][engine] = measure(engine, args.long)
-            print(f"long, {engine:20} {result['long'][engine]['factor']:.4f}", flush=True)
+        for engine in [*ENGINES, *(engine + BATCHED for engine in ENGINES if engine.startswith(("pinion", "faster-whisper")))]:
+            batch = BATCH if engine.endswith(BATCHED) else 1
+            result["long"][engine] = measure(engine, str(long(args.recordings, args.cache)), batch)
+            print(f"long, {engine:35} {result['long'][engine]['factor']:.4f} s per s of audio", flush=True)
+        factor = {engine: found["factor"] for engine, found in result["long"].items()}
         for precision in ("f32", "f16"):
-            found = measure(f"pinion {precision}", args.long, 8)
-            result["long"][f"pinion {precision}, batches of 8"] = found
-            ratio = result["long"][f"pinion {precision}"]["factor"] / found["factor"]
-            print(f"long batched, {precision}: {found['factor']:.4f}, {ratio:.2f} times as fast as window by window")
+            own = f"pinion {precision}"
+            peers = [engine for engine in factor if not engine.startswith("pinion") and ENGINES[engine.removesuffix(BATCHED)] == precision]
+            alone = min((engine for engine in peers if not engine.endswith(BATCHED)), key=factor.get)
+            best = min(peers, key=factor.get)
+            ratios = {
+                f"batched to {own} window by window": factor[own] / factor[own + BATCHED],
+                f"window by window to {alone}": factor[alone] / factor[own],
+                f"batched to {best}": factor[best] / factor[own + BATCHED],
+            }
+            result[f"ratio long {precision}"] = ratios
+            for name, ratio in ratios.items():
+                print(f"long, {own} {name}: {ratio:.2f} times as fast")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 

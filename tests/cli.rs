@@ -1,6 +1,7 @@
 //! The words of the command line that scripts rely on: what goes to stdout, what to stderr, which exit code.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -140,10 +141,7 @@ fn an_altered_file_in_the_cache_is_found_and_refused() {
 
 /// One flipped byte in the middle, length kept.
 fn alter(path: &Path) {
-    let mut permissions = fs::metadata(path).unwrap().permissions();
-    #[allow(clippy::permissions_set_readonly_false)]
-    permissions.set_readonly(false);
-    fs::set_permissions(path, permissions).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
     let mut bytes = fs::read(path).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

@@ -65,11 +65,13 @@ fn fails(prediction: &Value, expected: &str, case: &str) {
 fn what_is_no_recording_fails_and_names_what_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let server = serve(folder.path());
-    let cut = speech()[..44].to_vec();
+    let header =
+        [&b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0"[..], &16_000u32.to_le_bytes(), &32_000u32.to_le_bytes()];
+    let zero_length = [&header.concat()[..], b"\x02\0\x10\0data\0\0\0\0"].concat();
     let shelf = Shelf::open(move |path| match path {
         "/letter.wav" => Answer::File("audio/wav", b"This is a letter, and no sound at all. ".repeat(200)),
         "/empty.wav" => Answer::File("audio/wav", Vec::new()),
-        "/zero-length.wav" => Answer::File("audio/wav", cut.clone()),
+        "/zero-length.wav" => Answer::File("audio/wav", zero_length.clone()),
         _ => Answer::Missing,
     });
     let cases = [
@@ -92,7 +94,7 @@ fn a_recording_that_was_cut_in_the_middle_is_heard_as_far_as_it_goes() {
     let whole = speech();
     let shelf = Shelf::open(move |_| Answer::File("audio/wav", whole[..whole.len() / 2].to_vec()));
     let heard = hear(&server, json!({ "audio": format!("{}/cut.wav", shelf.base) }));
-    assert!(SAID.starts_with(&said(&heard)) && said(&heard).len() > 20, "{heard}");
+    assert!(said(&heard).starts_with("And so my fellow Americans") && said(&heard).len() < SAID.len(), "{heard}");
     assert!(heard["logs"].as_str().unwrap().contains("audio: the file"), "the logs say so: {heard}");
 }
 
@@ -117,7 +119,7 @@ fn what_is_asked_wrongly_is_refused_with_its_value() {
     }
     let cases = [
         (json!({ "temperature": -0.5 }), "temperature is -0.5; 0 or more"),
-        (json!({ "language": "french" }), "language is fr (french), which this model lacks: it hears English only"),
+        (json!({ "language": "French" }), "language is fr (french), which this model lacks: it hears English only"),
         (json!({ "suppress_tokens": "70000" }), "suppress_tokens has 70000; -1, or 0 to 51863"),
     ];
     let inputs = cases.iter().map(|(more, _)| input(more.clone())).collect();

@@ -42,7 +42,7 @@ impl Shelf {
     }
 }
 
-const PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
+static PIECE: [u8; 64 << 10] = [b'x'; 64 << 10];
 
 fn serve(stream: TcpStream, answer: &dyn Fn(&str) -> Answer) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Long enough for a loaded machine; every wait below ends by a signal first.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 pub fn pinion() -> Command {
     let mut command = Command::new(built().join("pinion"));

@@ -6,13 +6,14 @@ use std::time::Instant;
 use prediction::{LoadSpec, PredictError};
 
 use super::config::FRAMES;
+use super::mel::FRAMES_PER_SECOND;
 use super::net::{Feed, Heard, Net, Said};
 use super::pipeline::{Pipeline, device_error};
 use super::rules::greatest;
 use crate::{BenchResult, BenchShape, StepTimes, Told};
 
 /// Encodes `batch` windows, then says `decode_tokens` over each of them, all together; the same once before, unmeasured
-/// and with a single step. A result's prompt tokens are the encoder's positions, 1,500 per window of 30 s.
+/// and with a single step. Tells how many times real time that is, the log-mel left out. A result's prompt tokens are the encoder's positions, 1,500 per window of 30 s.
 pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -> Result<(), PredictError> {
     let began = Instant::now();
     let pipeline = Pipeline::load(spec, &mut |line| told(Told::Line(line)))?;
@@ -32,6 +33,8 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
         let positions = net.config.audio_context;
         let decode_s = times.steps.total_s().max(f64::MIN_POSITIVE);
         let token_p50_s = times.steps.quantile_s(0.5);
+        let (audio, work) = ((shape.batch * FRAMES) as f64 / FRAMES_PER_SECOND as f64, times.encode_s + decode_s);
+        told(Told::Line(&format!("{audio:.0} s of audio in {work:.2} s: {:.1} times real time", audio / work)));
         told(Told::Result(BenchResult {
             load_s,
             time_to_first_token_s: times.first_token_s,

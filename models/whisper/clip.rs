@@ -256,6 +256,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_is_the_next_prompt_unless_it_is_not_trusted_or_not_wanted() {
+        let window = Window { seek: 0, size: 3000 };
+        let segment = Segment {
+            seek: 0,
+            start: 0.0,
+            end: 2.0,
+            text: " Gears".into(),
+            tokens: vec![4, 5],
+            temperature: 0.0,
+            mean_log_probability: -0.1,
+            compression_ratio: 1.0,
+            no_speech_probability: 0.0,
+            words: None,
+        };
+        let after = |temperature: f32, condition: bool| {
+            let mut clip = Clip::new(0, 9000, vec![7], false);
+            let segments = vec![segment.clone()];
+            clip.take(window, Cut { segments, next: 3000, silent_end: true, temperature }, condition);
+            clip.initial(&[50], 40, 200)
+        };
+        assert_eq!(after(0.5, true), [40, 7, 4, 5, 50]);
+        assert_eq!(after(0.6, true), [50]);
+        assert_eq!(after(0.0, false), [50]);
+    }
+
+    #[test]
     fn a_window_that_gets_nowhere_is_left() {
         let mut clip = Clip::new(0, 4000, vec![], false);
         let cut = Cut { segments: Vec::new(), next: 0, silent_end: false, temperature: 0.0 };

@@ -130,6 +130,12 @@ impl Frames {
             let at = (centre + i as isize).unsigned_abs();
             *to = weight * f64::from(self.samples.get(at - self.start).copied().unwrap_or(0.0));
         }
+        self.next += 1;
+        if self.input.iter().all(|&value| value == 0.0) {
+            // What the transform would come to, too: hours of digital silence are read in seconds.
+            out.resize(out.len() + self.mel.bands, SILENCE);
+            return;
+        }
         // The lengths are the plan's own.
         let _ = self.mel.fft.process_with_scratch(&mut self.input, &mut self.spectrum, &mut self.scratch);
         for (power, value) in self.power.iter_mut().zip(&self.spectrum) {
@@ -139,7 +145,6 @@ impl Frames {
             let sum: f64 = self.power[*first..].iter().zip(weights).map(|(power, weight)| power * weight).sum();
             out.push(sum.max(FLOOR).log10() as f32);
         }
-        self.next += 1;
     }
 }
 

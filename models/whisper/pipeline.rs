@@ -12,7 +12,7 @@ use kernels::Pool;
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, PredictError, Weights};
 use runner::weights::{self, Lock};
 
-use super::config::Config;
+use super::config::{Config, FRAMES};
 use super::input::{Asked, MAX_BATCH};
 use super::mel::Mel;
 use super::running::{Now, Running, Shared};
@@ -33,7 +33,9 @@ impl Model for Whisper {
     fn needs(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
         let opened = open(&spec.weights, report)?;
         let places = slots(spec)?.max(MAX_BATCH as usize) as u64;
-        Ok(opened.bytes() + places * window_bytes(&opened.config, precision(spec, &opened)?))
+        let (config, precision) = (&opened.config, precision(spec, &opened)?);
+        let step = step_bytes(config, places, spec.device == "cpu");
+        Ok(opened.bytes() + places * window_bytes(config, precision) + step)
     }
 
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
@@ -174,6 +176,20 @@ impl Loaded for Pipeline {
 fn window_bytes(config: &Config, precision: DType) -> u64 {
     let element = if precision == DType::F32 { 4 } else { 2 };
     (2 * element * config.decoder_layers * (config.audio_context + config.text_context) * config.hidden) as u64
+}
+
+/// What a step works with besides: one window in a layer of the encoder, or the logits of every window under way, here and
+/// on the device.
+fn step_bytes(config: &Config, places: u64, cpu: bool) -> u64 {
+    let Config { mels, hidden, audio_context: positions, encoder_heads: heads, vocabulary, .. } = *config;
+    // The first convolution's input and result, and the second's input.
+    let convolutions = FRAMES * (3 * mels + hidden) + positions * 3 * hidden;
+    // The residual, its norm, queries, keys and values twice, what is seen, and the rows fed forward.
+    let layer = positions * hidden * (1 + 1 + 3 + 2 + 1 + 4);
+    // The CPU's kernel goes over scores piece by piece; elsewhere all heads' are there, beside their weights.
+    let scores = if cpu { 0 } else { 2 * heads * positions * positions };
+    let encoder = 4 * convolutions.max(layer + scores) as u64;
+    encoder.max(places * 2 * 4 * vocabulary as u64)
 }
 
 /// What the weights are kept in: as asked, else as the files have them.

@@ -15,7 +15,8 @@ cargo xtask golden sdxl DIR [REFINER] GOLDENS
 cargo xtask cuda [--family 75|80]         the executables for GPUs; needs a CUDA toolkit, no GPU
 cargo xtask bench [NAME]                  criterion benches, all or one
 cargo xtask bench --peer llama [--runs N] beside llama.cpp, in turn, in one run; prints the ratios
-cargo xtask bench --peer whisper [MODEL]  beside faster-whisper, whisper.cpp and openai-whisper, the same way
+cargo xtask bench --peer whisper [MODEL] [--long] [--runs N]
+                                          beside faster-whisper, whisper.cpp and openai-whisper, the same way
 cargo xtask bench --peer sdxl [SHAPE]     beside diffusers on random weights: sdxl-small here, sdxl with --device cuda:0";
 
 /// Why a chore stopped, for the person who started it.

@@ -158,6 +158,11 @@ impl ModelSchema {
         places::holds_files(&self.output_json())
     }
 
+    /// Whether its output is files and nothing else.
+    pub fn is_files(&self) -> bool {
+        matches!(self.output, Output::Uri | Output::UriList | Output::UriIterator)
+    }
+
     /// What a person reads of an output, where the output is text or says which of its properties is.
     pub fn text<'a>(&self, output: &'a Value) -> Option<Cow<'a, str>> {
         match &self.output {
@@ -169,11 +174,6 @@ impl ModelSchema {
             Output::Object(schema) => output.get(schema[READ_AS].as_str()?)?.as_str().map(Cow::Borrowed),
             Output::Uri | Output::UriList | Output::UriIterator => None,
         }
-    }
-
-    /// Whether its output is files and nothing else.
-    pub fn is_files(&self) -> bool {
-        matches!(self.output, Output::Uri | Output::UriList | Output::UriIterator)
     }
 
     /// Where a piece of its output holds files by the schema, as JSON pointers into the piece's value.

@@ -1,7 +1,7 @@
 //! Files that are audio, at any rate and channel count.
 
 use super::*;
-use crate::whisper::tests::wav;
+use crate::whisper::tests::{golden, wav};
 
 fn read(bytes: Vec<u8>) -> Vec<f32> {
     let folder = tempfile::tempdir().unwrap();
@@ -40,6 +40,39 @@ fn every_rate_becomes_16_khz_within_a_sample_and_without_gain() {
         assert!(worst < step, "{rate}: {worst}");
         let gain = power(got) / power(expected);
         assert!((gain - 1.0).abs() < 0.01, "{rate}: {gain}");
+    }
+}
+
+/// How loud 440 Hz is in the middle of it.
+fn loudness(samples: &[f32]) -> f64 {
+    let middle = &samples[samples.len() / 4..samples.len() * 3 / 4];
+    let angle = |i: usize| 2.0 * std::f64::consts::PI * 440.0 * i as f64 / 16_000.0;
+    let along = |wave: fn(f64) -> f64| -> f64 {
+        middle.iter().enumerate().map(|(i, &sample)| f64::from(sample) * wave(angle(i))).sum()
+    };
+    2.0 * along(f64::sin).hypot(along(f64::cos)) / middle.len() as f64
+}
+
+#[test]
+fn every_container_and_codec_that_is_promised_is_read() {
+    let files = "mp3.mp3 flac.flac vorbis.ogg flac.ogg aac.m4a alac.m4a aac.mp4 vorbis.webm aac.mkv pcm.aiff pcm.caf";
+    for name in files.split(' ') {
+        let seconds = if name.starts_with("pcm") || name.starts_with("alac") { 0.05 } else { 0.5 };
+        let heard = read(std::fs::read(golden("formats").join(name)).unwrap());
+        // Encoders begin and end with some silence of their own.
+        let length = heard.len() as f64 / 16_000.0;
+        assert!((seconds - 0.01..seconds + 0.15).contains(&length), "{name}: {length} s");
+        let tone = loudness(&heard);
+        assert!((0.4..0.55).contains(&tone), "{name}: {tone}");
+    }
+}
+
+#[test]
+fn a_codec_that_is_not_read_is_named_with_those_that_are() {
+    for (name, codec) in [("opus.ogg", "Opus"), ("opus.webm", "Opus"), ("ac3.mkv", "AC-3")] {
+        let why = Audio::open(&golden("formats").join(name)).err().unwrap().to_string();
+        assert!(why.starts_with(&format!("audio: the codec {codec} is not read; readable are wav, ")), "{name}: {why}");
+        assert!(why.contains("webm and mkv (Vorbis, "), "{why}");
     }
 }
 

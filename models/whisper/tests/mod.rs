@@ -2,6 +2,8 @@
 //! refused.
 
 mod batching;
+mod decoding;
+mod needs;
 mod real;
 mod refusals;
 mod tiny;
@@ -13,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::pipeline::Pipeline;
 
-fn golden(name: &str) -> PathBuf {
+pub(super) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("whisper/golden").join(name)
 }
 
