@@ -5,9 +5,6 @@ pub mod sdxl;
 mod shared;
 pub mod whisper;
 
-#[cfg(test)]
-mod real;
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

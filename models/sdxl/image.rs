@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_no_image_is_refused_with_what_would_be_read() {
-        assert!(refusal("../images.rs").contains("no image that is known; PNG, JPEG, WebP and GIF are read"));
+        assert!(refusal("../predictions.rs").contains("no image that is known; PNG, JPEG, WebP and GIF are read"));
         assert!(refusal("plain.bmp").contains("the file is Bmp; PNG, JPEG, WebP and GIF are read"));
         assert!(refusal("cut.png").starts_with("image: the PNG cannot be read"));
         assert!(refusal("nothing.png").contains("No such file"));

@@ -16,6 +16,8 @@ const BLOCK: usize = 4;
 /// Weights of the U and V planes as OpenCV has them, and of the way back.
 const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 const TO_U: f32 = 0.492;
+/// What OpenCV adds to U, which decides where a step of the watermark begins.
+const U_MIDDLE: f32 = 0.5;
 const TO_V: f32 = 0.877;
 const RED_OF_V: f32 = 1.140;
 const GREEN_OF_U: f32 = -0.395;
@@ -28,11 +30,11 @@ pub fn apply(rgb: &mut [f32], width: usize, height: usize) {
         return;
     }
     let luma = |pixel: &[f32]| LUMA[0] * pixel[0] + LUMA[1] * pixel[1] + LUMA[2] * pixel[2];
-    let mut u: Vec<f32> = rgb.chunks_exact(3).map(|pixel| TO_U * (pixel[2] - luma(pixel))).collect();
+    let mut u: Vec<f32> = rgb.chunks_exact(3).map(|pixel| TO_U * (pixel[2] - luma(pixel)) + U_MIDDLE).collect();
     // What does not fill a block of 4 x 4 pixels is left out of the wavelet.
     mark(&mut u, width, width / 4 * 4, height / 4 * 4);
     for (pixel, u) in rgb.chunks_exact_mut(3).zip(u) {
-        let y = luma(pixel);
+        let (y, u) = (luma(pixel), u - U_MIDDLE);
         let v = TO_V * (pixel[0] - y);
         pixel[0] = y + RED_OF_V * v;
         pixel[1] = y + GREEN_OF_U * u + GREEN_OF_V * v;
@@ -108,7 +110,7 @@ mod tests {
         let (columns, rows) = (width / 4 * 2, height / 4 * 2);
         let u = |x: usize, y: usize| {
             let pixel = &rgb[(y * width + x) * 3..][..3];
-            TO_U * (pixel[2] - LUMA[0] * pixel[0] - LUMA[1] * pixel[1] - LUMA[2] * pixel[2])
+            TO_U * (pixel[2] - LUMA[0] * pixel[0] - LUMA[1] * pixel[1] - LUMA[2] * pixel[2]) + U_MIDDLE
         };
         let coarse: Vec<f32> = (0..rows * columns)
             .map(|at| (2 * (at % columns), 2 * (at / columns)))
