@@ -5,6 +5,9 @@ pub mod sdxl;
 mod shared;
 pub mod whisper;
 
+#[cfg(test)]
+mod real;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
