@@ -20,7 +20,7 @@ const READ_CONNECTIONS: u32 = 4;
 const KEPT_LOG_BYTES: u64 = 16 << 20;
 
 /// In the order in which they are applied. One that was released never changes.
-const MIGRATIONS: &[(i64, &str, &str)] = &[
+pub(super) const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "predictions", include_str!("../../migrations/0001_predictions.sql")),
     (2, "files", include_str!("../../migrations/0002_files.sql")),
     (3, "runs", include_str!("../../migrations/0003_runs.sql")),
