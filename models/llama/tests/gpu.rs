@@ -127,7 +127,7 @@ fn logits_are_the_cpus_within_what_rounding_activations_costs() {
 fn batch_invariant_logits_are_bit_equal_however_a_sequence_was_read() {
     for (stored, precision) in [("bf16", None), ("f16", Some("q4_0"))] {
         let opened = opened(stored);
-        let load = load(precision, 16, true);
+        let load = Load { slots: 16, ..load(precision, 26, true) };
         let Some(mut gpu) = on_gpu(&opened, &load) else { return };
         let text = tokens(71, 9);
         let mut whole = Sequence::new(0, text.clone());
@@ -147,6 +147,7 @@ fn batch_invariant_logits_are_bit_equal_however_a_sequence_was_read() {
         };
         check("in parts", &[1, 40, 24, 6], 0);
         check("in company", &[30, 40, 1], 5);
+        check("in a batch of 16", &[30, 40, 1], 15);
         check("the end token by token", &[66, 1, 1, 1, 1, 1], 2);
     }
 }
