@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::Pool;
-use kernels::op::{self, Dense, Memory, MemoryShape};
+use kernels::op::Dense;
 use prediction::PredictError;
 
+use super::clip_layers::{Layers, Sight};
 use super::config::TextConfig;
-use super::layers::{self, Norm};
+use super::layers::Norm;
 use super::reader::Reader;
 
 pub struct TextEncoder {
@@ -19,22 +20,11 @@ pub struct TextEncoder {
     tokens: Tensor,
     /// `[positions, hidden]`, f32.
     positions: Tensor,
-    layers: Vec<Layer>,
+    layers: Layers,
     norm: Norm,
     projection: Option<Dense>,
-    shape: MemoryShape,
     device: Device,
     pool: Arc<Pool>,
-}
-
-struct Layer {
-    norm1: Norm,
-    /// Queries, keys and values, stacked.
-    qkv: Dense,
-    out: Dense,
-    norm2: Norm,
-    up: Dense,
-    down: Dense,
 }
 
 /// What a text was read as.
@@ -47,30 +37,16 @@ pub struct Encoded {
 
 impl TextEncoder {
     pub(super) fn load(config: TextConfig, reader: &Reader) -> std::result::Result<Self, PredictError> {
-        let TextConfig { hidden, inner, positions, vocabulary, .. } = config;
-        let shape = layers::heads(positions, hidden, config.heads)?;
+        let TextConfig { tower, positions, vocabulary, .. } = config;
+        let hidden = tower.hidden;
         let model = reader.at("text_model");
-        let layer = |n: usize| {
-            let at = model.at(format!("encoder.layers.{n}"));
-            let attention = at.at("self_attn");
-            Ok(Layer {
-                norm1: at.norm("layer_norm1", hidden)?,
-                qkv: attention.stack(&["q_proj", "k_proj", "v_proj"], hidden, hidden, true)?,
-                out: attention.dense("out_proj", hidden, hidden)?,
-                norm2: at.norm("layer_norm2", hidden)?,
-                up: at.dense("mlp.fc1", inner, hidden)?,
-                down: at.dense("mlp.fc2", hidden, inner)?,
-            })
-        };
         let project = |features| reader.stack(&["text_projection"], features, hidden, false);
-        let places = model.table("embeddings.position_embedding.weight", positions, hidden)?.to_dtype(DType::F32);
         Ok(Self {
             tokens: model.table("embeddings.token_embedding.weight", vocabulary, hidden)?,
-            positions: places.map_err(|error| PredictError::Operator(error.to_string()))?,
-            layers: (0..config.layers).map(layer).collect::<std::result::Result<_, PredictError>>()?,
+            positions: model.tensor("embeddings.position_embedding.weight", &[positions, hidden])?,
+            layers: Layers::load(tower, positions, Sight::Before, &model)?,
             norm: model.norm("final_layer_norm", hidden)?,
             projection: config.projection.map(project).transpose()?,
-            shape,
             device: reader.load.device.clone(),
             pool: reader.load.pool.clone(),
             config,
@@ -88,38 +64,26 @@ impl TextEncoder {
 
     /// Ids behind the vocabulary are rows of `more` (`[tokens, hidden]`): what textual inversion has learned.
     pub fn forward_with(&self, ids: &[Vec<u32>], more: Option<&Tensor>) -> Result<Encoded> {
-        let (batch, count, hidden) = (ids.len(), ids.first().map_or(0, Vec::len), self.config.hidden);
+        let (batch, count, hidden) = (ids.len(), ids.first().map_or(0, Vec::len), self.config.tower.hidden);
         if count == 0 || count > self.config.positions || ids.iter().any(|text| text.len() != count) {
             let lengths: Vec<usize> = ids.iter().map(Vec::len).collect();
             candle_core::bail!("texts of {lengths:?} tokens; one length up to {} is read", self.config.positions);
         }
         let places = self.positions.narrow(0, 0, count)?;
-        let mut x = (self.embed(ids, more)?.reshape((batch, count, hidden))?.broadcast_add(&places))?
-            .reshape((batch * count, hidden))?;
-        let shape = MemoryShape { positions: count, ..self.shape };
-        let memory = |_| Memory::new(shape, DType::F32, &self.device, &self.pool);
-        let mut memories = (0..batch).map(memory).collect::<Result<Vec<_>>>()?;
-        let mut before_last = None;
-        for (number, layer) in self.layers.iter().enumerate() {
-            if number + 1 == self.layers.len() {
-                before_last = Some(x.clone());
-                if self.projection.is_none() {
-                    break;
-                }
-            }
-            x = layer.forward(&x, &mut memories, self)?;
-        }
-        let hidden_states = before_last.as_ref().unwrap_or(&x).reshape((batch, count, hidden))?;
+        let x = self.embed(ids, more)?.reshape((batch, count, hidden))?.broadcast_add(&places)?;
+        let last = self.config.tower.layers - 1;
+        let before_last = self.layers.forward(&x.reshape((batch * count, hidden))?, batch, 0..last)?;
         let pooled = match &self.projection {
             None => None,
             Some(projection) => {
+                let x = self.layers.forward(&before_last, batch, last..last + 1)?;
                 let ends = ids.iter().zip(0..).map(|(text, row)| (row * count + self.end(text)) as u32);
                 let ends = Tensor::from_vec(ends.collect::<Vec<u32>>(), batch, &self.device)?;
-                let x = self.norm.layer(&x.index_select(&ends, 0)?, self.config.norm_eps, &self.pool)?;
+                let x = self.norm.layer(&x.index_select(&ends, 0)?, self.config.tower.norm_eps, &self.pool)?;
                 Some(projection.forward(&x)?)
             }
         };
-        Ok(Encoded { hidden: hidden_states, pooled })
+        Ok(Encoded { hidden: before_last.reshape((batch, count, hidden))?, pooled })
     }
 
     /// `[tokens of all texts, hidden]`.
@@ -150,28 +114,7 @@ impl TextEncoder {
 
     /// Of its layers and table.
     pub fn bytes(&self) -> u64 {
-        let layer = |l: &Layer| l.qkv.bytes() + l.out.bytes() + l.up.bytes() + l.down.bytes();
         let table = (self.tokens.elem_count() * self.tokens.dtype().size_in_bytes()) as u64;
-        table + self.layers.iter().map(layer).sum::<u64>() + self.projection.as_ref().map_or(0, Dense::bytes)
-    }
-}
-
-impl Layer {
-    fn forward(&self, x: &Tensor, memories: &mut [Memory], net: &TextEncoder) -> Result<Tensor> {
-        let TextConfig { hidden, norm_eps, quick_gelu, .. } = net.config;
-        let count = x.dim(0)? / memories.len();
-        let qkv = self.qkv.forward(&self.norm1.layer(x, norm_eps, &net.pool)?)?;
-        for (number, memory) in memories.iter_mut().enumerate() {
-            let part = |from: usize| qkv.narrow(1, from, hidden)?.narrow(0, number * count, count);
-            memory.write(0, &part(hidden)?, &part(2 * hidden)?)?;
-        }
-        // A token sees itself and what stands before it.
-        let sights: Vec<_> = memories.iter().flat_map(|memory| (1..=count).map(move |seen| (memory, seen))).collect();
-        let seen = op::attend(&qkv.narrow(1, 0, hidden)?, &sights, layers::scale(net.shape))?;
-        let x = self.out.forward_add(&seen, x)?;
-        let y = self.norm2.layer(&x, norm_eps, &net.pool)?;
-        let y =
-            if quick_gelu { op::quick_gelu(&self.up.forward(&y)?, &net.pool)? } else { self.up.forward_gelu(&y)? };
-        self.down.forward_add(&y, &x)
+        table + self.layers.bytes() + self.projection.as_ref().map_or(0, Dense::bytes)
     }
 }

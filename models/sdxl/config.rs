@@ -6,23 +6,42 @@ use serde_json::{Value, json};
 
 use super::fields::Fields;
 
-/// A CLIP that reads text.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TextConfig {
+/// The layers of either side of a CLIP.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tower {
     pub hidden: usize,
     pub inner: usize,
+    /// One at least.
     pub layers: usize,
     pub heads: usize,
-    /// Tokens that it reads at once: 77.
-    pub positions: usize,
-    pub vocabulary: usize,
     /// OpenAI's `x * sigmoid(1.702 x)`; else GELU by the error function.
     pub quick_gelu: bool,
     pub norm_eps: f32,
+}
+
+/// A CLIP that reads text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextConfig {
+    pub tower: Tower,
+    /// Tokens that it reads at once: 77.
+    pub positions: usize,
+    pub vocabulary: usize,
     /// Features of the pooled result, where there is one.
     pub projection: Option<usize>,
     /// Where the pooled result is read: the first token of this id, or the highest id of all with none.
     pub end_id: Option<u32>,
+}
+
+/// A CLIP that looks at images.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VisionConfig {
+    pub tower: Tower,
+    /// Pixels of a side.
+    pub image_size: usize,
+    /// Pixels of a patch's side: each patch is one position of the sequence.
+    pub patch_size: usize,
+    /// Features of the result.
+    pub projection: usize,
 }
 
 /// A UNet with text and time as additional conditions.
@@ -81,15 +100,32 @@ pub struct VaeConfig {
     pub mid_attention: bool,
 }
 
-impl TextConfig {
-    /// `file` is named in refusals.
-    pub fn read(file: &str, json: &Value) -> Result<Self, PredictError> {
-        let fields = Fields { file, json };
-        let quick_gelu = match json["hidden_act"].as_str().unwrap_or("quick_gelu") {
+impl Tower {
+    fn read(fields: &Fields) -> Result<Self, PredictError> {
+        let quick_gelu = match fields.json["hidden_act"].as_str().unwrap_or("quick_gelu") {
             "quick_gelu" => true,
             "gelu" => false,
             _ => return Err(fields.refuse("hidden_act", "quick_gelu and gelu are run")),
         };
+        let tower = Self {
+            hidden: fields.size("hidden_size")?,
+            inner: fields.size("intermediate_size")?,
+            layers: fields.size("num_hidden_layers")?,
+            heads: fields.size("num_attention_heads")?,
+            quick_gelu,
+            norm_eps: fields.number_or("layer_norm_eps", 1e-5)? as f32,
+        };
+        match tower.hidden.is_multiple_of(tower.heads) {
+            true => Ok(tower),
+            false => Err(fields.refuse("hidden_size", &format!("{} heads share it", tower.heads))),
+        }
+    }
+}
+
+impl TextConfig {
+    /// `file` is named in refusals.
+    pub fn read(file: &str, json: &Value) -> Result<Self, PredictError> {
+        let fields = Fields { file, json };
         // transformers reads the pooled row at the highest id where a file still has the id that was wrong at first.
         let end_id = match fields.get("eos_token_id") {
             None => Some(49_407),
@@ -101,22 +137,39 @@ impl TextConfig {
         };
         let architectures = json["architectures"].as_array();
         let projects = architectures.is_some_and(|all| all.iter().any(|name| name == "CLIPTextModelWithProjection"));
-        let config = Self {
-            hidden: fields.size("hidden_size")?,
-            inner: fields.size("intermediate_size")?,
-            layers: fields.size("num_hidden_layers")?,
-            heads: fields.size("num_attention_heads")?,
+        Ok(Self {
+            tower: Tower::read(&fields)?,
             positions: fields.size_or("max_position_embeddings", 77)?,
             vocabulary: fields.size_or("vocab_size", 49_408)?,
-            quick_gelu,
-            norm_eps: fields.number_or("layer_norm_eps", 1e-5)? as f32,
             projection: projects.then(|| fields.size_or("projection_dim", 512)).transpose()?,
             end_id,
+        })
+    }
+}
+
+impl VisionConfig {
+    /// Of a whole CLIP's config, which has the image side's in `vision_config`.
+    pub fn read(file: &str, json: &Value) -> Result<Self, PredictError> {
+        let whole = Fields { file, json };
+        let inside =
+            whole.get("vision_config").ok_or_else(|| whole.refuse("vision_config", "the image side is needed"))?;
+        let fields = Fields { file: &format!("{file}, vision_config"), json: inside };
+        fields.only(&[("num_channels", json!(3))])?;
+        let config = Self {
+            tower: Tower::read(&fields)?,
+            image_size: fields.size("image_size")?,
+            patch_size: fields.size("patch_size")?,
+            projection: whole.size("projection_dim")?,
         };
-        if !config.hidden.is_multiple_of(config.heads) {
-            return Err(fields.refuse("hidden_size", &format!("{} heads share it", config.heads)));
+        match config.patch_size <= config.image_size {
+            true => Ok(config),
+            false => Err(fields.refuse("patch_size", &format!("an image of {} has no such patch", config.image_size))),
         }
-        Ok(config)
+    }
+
+    /// Patches of a side; what is left at the right and below is not looked at.
+    pub fn patches(&self) -> usize {
+        self.image_size / self.patch_size
     }
 }
 

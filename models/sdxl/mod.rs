@@ -3,11 +3,12 @@
 //! diffusers folder or a single checkpoint file and builds the networks, with a `lora` if there is one.
 //!
 //! A prediction's way: `input` (what was asked) → `image` (what was sent) → `pipeline` and `running` (whose turn it is) →
-//! `generate` → `watermark` → `output`.
+//! `generate` → `watermark` → `safety` → `output`.
 
 mod bench;
 mod change;
 pub mod clip;
+mod clip_layers;
 pub mod config;
 mod cost;
 mod fields;
@@ -23,6 +24,7 @@ mod output;
 mod pipeline;
 mod reader;
 mod running;
+mod safety;
 pub mod scheduler;
 mod sizes;
 pub mod synth;
@@ -33,6 +35,8 @@ pub mod unet;
 mod unet_blocks;
 pub mod vae;
 mod vae_tiles;
+mod vision;
+mod vision_image;
 mod watermark;
 pub mod weights;
 

@@ -15,6 +15,7 @@ use super::cost;
 use super::generate::{Generator, Nets};
 use super::input::{Asked, MAX_SIDE};
 use super::running::{Now, Running};
+use super::safety::Checker;
 use super::scheduler::Config;
 use super::weights::{Component, Load, Opened};
 
@@ -23,8 +24,9 @@ const MAX_THREADS: usize = 1024;
 const TEXT_TOKENS: usize = 77;
 /// Where a pipeline's folder may have its refiner.
 const REFINERS: [&str; 2] = ["refiner", "sd_xl_refiner_1.0.safetensors"];
-/// In a pipeline's folder itself.
+/// In a pipeline's folder itself: weights beside their `config.json`, and a single file as it is published.
 const OTHER_VAE: &str = "diffusion_pytorch_model.safetensors";
+const SINGLE_VAE: &str = "sdxl_vae.safetensors";
 /// The share of the processor's multiply-adds that is reckoned with before anything was measured.
 const USUAL_SHARE: f64 = 0.45;
 
@@ -63,6 +65,7 @@ pub struct Pipeline {
     pub setting: Setting,
     /// None only while it is loaded anew.
     generator: Option<Generator>,
+    checker: Option<Checker>,
     /// The base's.
     scheduler: Config,
     /// What the base's weights were changed with.
@@ -89,10 +92,12 @@ impl Pipeline {
         let setting = Setting { device, pool, precision: precision(spec)? };
         let began = Instant::now();
         let generator = files.generator(&setting, None, report)?;
+        let checker = files.base.checker(setting.load())?;
         let bytes = files.bytes(setting.load())?;
-        let refiner = if files.refiner.is_some() { "with" } else { "without" };
+        let with = |has: bool| if has { "with" } else { "without" };
+        let (refiner, checked) = (with(files.refiner.is_some()), with(checker.is_some()));
         report(&format!(
-            "SDXL {refiner} refiner: {} MB of weights ready in {:.2} s; {threads} threads",
+            "SDXL {refiner} refiner, {checked} safety checker: {} MB of weights ready in {:.2} s; {threads} threads",
             bytes / 1_000_000,
             began.elapsed().as_secs_f64(),
         ));
@@ -104,6 +109,7 @@ impl Pipeline {
             setting,
             scheduler: generator.base.scheduler.clone(),
             generator: Some(generator),
+            checker,
             change: None,
             speed,
             defaults: spec.defaults.clone(),
@@ -155,7 +161,7 @@ impl Loaded for Pipeline {
         let mut result = generator.map(drop);
         let (running, speed) = (&mut self.running, &mut self.speed);
         if let (Ok(()), Some(generator), Some(running)) = (&result, &self.generator, running.as_mut()) {
-            match running.step(generator, speed, emit) {
+            match running.step(generator, self.checker.as_ref(), speed, emit) {
                 Ok(Now::GoesOn) => return Ok(()),
                 Ok(Now::Ended) => {}
                 Err(error) => result = Err(error),
@@ -202,11 +208,13 @@ impl Files {
     }
 
     /// A pipeline's folder or file. A folder may hold a refiner, as a folder `refiner` or as the file that is published, and
-    /// beside `model_index.json` another VAE in place of its own: `config.json` with its weights.
+    /// beside `model_index.json` another VAE in place of its own: `config.json` with its weights, or a single file.
     fn find(path: &Path) -> Result<Self, PredictError> {
         let mut base = Opened::open(path)?;
         if path.is_dir() && path.join(OTHER_VAE).exists() {
             base = base.with_vae(path)?;
+        } else if path.is_dir() && path.join(SINGLE_VAE).exists() {
+            base = base.with_vae(&path.join(SINGLE_VAE))?;
         }
         let refiner = REFINERS.iter().map(|name| path.join(name)).find(|path| path.exists());
         Ok(Self { base, refiner: refiner.map(|path| Opened::open(&path)).transpose()? })
@@ -237,8 +245,9 @@ impl Files {
     /// Of the weights as they are held, from headers alone.
     fn bytes(&self, load: Load) -> Result<u64, PredictError> {
         let base = Component::ALL.iter().map(|component| self.base.bytes(*component, load));
-        // The base's VAE serves both.
-        let own = Component::ALL.iter().filter(|component| **component != Component::Vae);
+        // The base's serve both.
+        let shared = [Component::Vae, Component::Safety];
+        let own = Component::ALL.iter().filter(|component| !shared.contains(component));
         let refiner = self.refiner.iter().flat_map(|refiner| own.clone().map(|part| refiner.bytes(*part, load)));
         base.chain(refiner).sum()
     }

@@ -83,12 +83,18 @@ impl<'a> Reader<'a> {
     }
 
     pub fn norm(&self, name: &str, width: usize) -> Result<Norm, PredictError> {
-        let read = |kind: &str| {
-            let name = format!("{name}.{kind}");
-            let values = self.raw(&name)?.of_shape(&[width])?.to_f32();
-            Tensor::from_vec(values, width, self.load.device).map_err(|error| broken(&name, &error))
-        };
+        let read = |kind: &str| self.tensor(&format!("{name}.{kind}"), &[width]);
         Ok(Norm { weight: read("weight")?, bias: read("bias")? })
+    }
+
+    /// In f32, whatever weights are held in: what is added or multiplied value by value.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, PredictError> {
+        Tensor::from_vec(self.values(name, shape)?, shape, self.load.device).map_err(|error| broken(name, &error))
+    }
+
+    /// A tensor's numbers, row by row.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, PredictError> {
+        Ok(self.raw(name)?.of_shape(shape)?.to_f32())
     }
 
     /// `[rows, width]` in the precision that weights are held in: what is looked up.
@@ -100,11 +106,11 @@ impl<'a> Reader<'a> {
         table
     }
 
-    /// `[out, inputs]`, also where the file has it as a convolution of one pixel.
+    /// `[out, inputs]`, also where the file has it as a convolution whose window is all that is read: one pixel, or a patch.
     fn matrix(&self, name: &str, out: usize, inputs: usize) -> Result<Raw<'a>, PredictError> {
         let mut raw = self.held(name)?;
-        if raw.shape.len() > 2 && raw.shape[2..].iter().all(|&size| size == 1) {
-            raw.shape.truncate(2);
+        if raw.shape.len() > 2 && raw.shape[1..].iter().product::<usize>() == inputs {
+            raw.shape = vec![raw.shape[0], inputs];
         }
         raw.of_shape(&[out, inputs])
     }
@@ -141,8 +147,10 @@ impl<'a> Reader<'a> {
         match self.source {
             Source::Folder(tensors) => {
                 // transformers and diffusers have both renamed tensors: older files, newer files.
-                let older = |name: &str| OLDER.iter().fold(name.to_owned(), |name, (new, old)| name.replace(new, old));
-                let names = [full.strip_prefix("text_model.").unwrap_or(&full).to_owned(), older(&full)];
+                let other = |table: &[(&str, &str)]| {
+                    table.iter().fold(full.clone(), |name, (ours, theirs)| name.replace(ours, theirs))
+                };
+                let names = [other(&NEWER), other(&OLDER)];
                 let found = names.into_iter().find(|name| !tensors.has(&full) && tensors.has(name));
                 (found.unwrap_or(full), Take::Whole)
             }
@@ -168,6 +176,8 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A level of each side of a CLIP that transformers has dropped.
+const NEWER: [(&str, &str); 2] = [("text_model.", ""), ("vision_model.vision_model.", "vision_model.")];
 /// What diffusers called the VAE's attention before.
 const OLDER: [(&str, &str); 4] =
     [("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value."), ("to_out.0.", "proj_attn.")];

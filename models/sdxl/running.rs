@@ -8,11 +8,12 @@ use prediction::{Event, Id, Map, Outcome, Output, PredictError};
 use serde_json::{Value, json};
 
 use super::change::Change;
-use super::generate::{Drawing, Generator, Plan, Prepared, Refine as Refining, Schedule, Start};
+use super::generate::{self, Drawing, Generator, Plan, Prepared, Refine as Refining, Schedule, Start};
 use super::image::{Picture, Read};
 use super::input::{Asked, Format, Refine};
 use super::noise::Seeded;
 use super::pipeline::{Files, call_operations};
+use super::safety::Checker;
 use super::scheduler::Config;
 
 /// Cells of a progress bar.
@@ -21,6 +22,8 @@ const BAR: usize = 10;
 const PREVIEW_SIDE: usize = 32;
 /// What the reference draws anew in a finished image: cog-sdxl leaves it at the pipeline's own default.
 const REFINED_SHARE: f64 = 0.3;
+/// Of a prediction all of whose images were flagged: callers of the hosted model look for these words.
+const ALL_FLAGGED: &str = "NSFW content detected. Try running it again, or try a different prompt.";
 
 pub struct Running {
     pub id: Id,
@@ -35,7 +38,8 @@ pub struct Running {
     phase: Phase,
     started: Option<Instant>,
     drawing_since: Option<Instant>,
-    done: Vec<Value>,
+    /// A file for each image; none where the safety checker flagged it.
+    done: Vec<Option<Value>>,
 }
 
 enum Phase {
@@ -62,6 +66,7 @@ impl Running {
         let image = asked.image.as_ref().map(|uri| Read::open("image", uri)).transpose()?;
         let mask = asked.mask.as_ref().filter(|_| image.is_some());
         let mask = mask.map(|uri| Read::open("mask", uri)).transpose()?;
+        generate::takes(files.base.unet_config(), files.base.vae_config(), mask.is_some())?;
         let (width, height) = asked.size(image.as_ref().map(Read::size))?;
         let rounded = |asked: Option<usize>, pixels| asked.is_some_and(|asked| asked != pixels);
         if rounded(asked.width, width) || rounded(asked.height, height) {
@@ -70,7 +75,7 @@ impl Running {
         for read in [&image, &mask].into_iter().flatten() {
             notes += &read.note(width, height);
         }
-        if asked.check_safety {
+        if asked.check_safety && !files.base.has_checker() {
             notes += "The safety checker's weights are not here: the images are not checked.\n";
         }
         if asked.watermark && width < super::watermark::MIN_WIDTH {
@@ -162,6 +167,7 @@ impl Running {
     pub fn step(
         &mut self,
         generator: &Generator,
+        checker: Option<&Checker>,
         speed: &mut Option<f64>,
         emit: &mut dyn FnMut(&Id, Event),
     ) -> Result<Now, PredictError> {
@@ -190,7 +196,7 @@ impl Running {
                     }
                     let calls = self.done.len() * self.calls + drawing.calls();
                     self.tell(calls, emit);
-                    self.preview(generator, &drawing, emit)?;
+                    self.preview(generator, checker, &drawing, emit)?;
                 }
                 self.phase = match called && drawing.calls() < self.calls {
                     true => Phase::Drawing(prepared, drawing),
@@ -200,7 +206,13 @@ impl Running {
             }
             Phase::Decoding(prepared, latents) => {
                 let picture = self.picture(generator, &latents, self.asked.watermark)?;
-                self.done.push(picture.data_uri(self.asked.format, &self.how())?.into());
+                let flagged = self.flagged(checker, &picture)?;
+                if flagged {
+                    let line = format!("NSFW content detected in image {}\n", self.done.len());
+                    emit(&self.id, Event::Log(line));
+                }
+                let file = || picture.data_uri(self.asked.format, &self.how());
+                self.done.push(if flagged { None } else { Some(file()?.into()) });
                 if self.done.len() < self.asked.outputs {
                     self.draw(generator, prepared)?;
                     return Ok(Now::GoesOn);
@@ -240,10 +252,19 @@ impl Running {
         Ok(Picture::of_values(&values, width, height, marked))
     }
 
+    /// Whether nobody is to be given this: never where the caller has disabled the check, or there is no checker.
+    fn flagged(&self, checker: Option<&Checker>, picture: &Picture) -> Result<bool, PredictError> {
+        match checker.filter(|_| self.asked.check_safety) {
+            Some(checker) => checker.is_flagged(picture).map_err(device_error),
+            None => Ok(false),
+        }
+    }
+
     /// What is there so far, small, as the only output until the images are there.
     fn preview(
         &self,
         generator: &Generator,
+        checker: Option<&Checker>,
         drawing: &Drawing,
         emit: &mut dyn FnMut(&Id, Event),
     ) -> Result<(), PredictError> {
@@ -262,6 +283,9 @@ impl Running {
             small.affine(1.0 / f64::from(size), 0.0)?.permute((0, 2, 3, 1))?.contiguous()
         };
         let picture = self.picture(generator, &small().map_err(device_error)?, false)?;
+        if self.flagged(checker, &picture)? {
+            return Ok(());
+        }
         let file = picture.data_uri(Format::Jpeg(80), &Value::Null)?;
         emit(&self.id, Event::Output(Output::Whole(json!([file]))));
         Ok(())
@@ -285,16 +309,25 @@ impl Running {
     }
 
     fn end(&mut self, emit: &mut dyn FnMut(&Id, Event)) {
-        let outputs = self.done.len();
-        emit(&self.id, Event::Output(Output::Whole(std::mem::take(&mut self.done).into())));
+        let drawn = self.done.len();
+        let files: Vec<Value> = std::mem::take(&mut self.done).into_iter().flatten().collect();
+        let given = files.len();
+        // With none to give, previews are taken back.
+        if given > 0 || self.asked.preview_every.is_some() {
+            emit(&self.id, Event::Output(Output::Whole(files.into())));
+        }
         let seconds = self.drawing_since.map_or(0.0, |since| since.elapsed().as_secs_f64());
         let metric = |name: &str, value: Value| Event::Metric { name: name.into(), value };
-        emit(&self.id, metric("image_count", outputs.into()));
-        emit(&self.id, metric("step_count", (outputs * self.calls).into()));
+        emit(&self.id, metric("image_count", given.into()));
+        emit(&self.id, metric("step_count", (drawn * self.calls).into()));
         if seconds > 0.0 {
-            emit(&self.id, metric("steps_per_second", ((outputs * self.calls) as f64 / seconds).into()));
+            emit(&self.id, metric("steps_per_second", ((drawn * self.calls) as f64 / seconds).into()));
         }
-        emit(&self.id, Event::Ended(Outcome::Succeeded));
+        let outcome = match given {
+            0 => Outcome::Failed { error: ALL_FLAGGED.into() },
+            _ => Outcome::Succeeded,
+        };
+        emit(&self.id, Event::Ended(outcome));
     }
 }
 

@@ -22,6 +22,8 @@ pub struct Sizes {
     pub levels: &'static [(usize, usize, usize)],
     pub mid_depth: usize,
     pub cross: usize,
+    /// Channels that the UNet reads: latents, and of one that only paints over images a mask and the masked image's latents.
+    pub inputs: usize,
     pub time_id_features: usize,
     pub time_ids: usize,
     pub groups: usize,
@@ -46,6 +48,7 @@ pub const BASE: Sizes = Sizes {
     levels: &[(320, 0, 5), (640, 2, 10), (1280, 10, 20)],
     mid_depth: 10,
     cross: 2048,
+    inputs: LATENTS,
     time_id_features: 256,
     time_ids: 6,
     groups: 32,
@@ -63,6 +66,9 @@ pub const REFINER: Sizes = Sizes {
     ..BASE
 };
 
+/// Paints over a part of an image and does nothing else.
+pub const INPAINT: Sizes = Sizes { inputs: 2 * LATENTS + 1, ..BASE };
+
 const TINY_L: Text = Text { hidden: 32, layers: 2, heads: 2, projection: None, activation: "quick_gelu" };
 const TINY_G: Text = Text { hidden: 48, layers: 3, heads: 3, projection: Some(64), activation: "gelu" };
 
@@ -72,6 +78,7 @@ pub const TINY: Sizes = Sizes {
     levels: &[(32, 0, 2), (64, 1, 4), (96, 2, 6)],
     mid_depth: 2,
     cross: 80,
+    inputs: LATENTS,
     time_id_features: 32,
     time_ids: 6,
     groups: 8,
@@ -89,6 +96,8 @@ pub const TINY_REFINER: Sizes = Sizes {
     ..TINY
 };
 
+pub const TINY_INPAINT: Sizes = Sizes { inputs: 2 * LATENTS + 1, ..TINY };
+
 /// Large enough to measure on a processor in seconds.
 pub const SMALL: Sizes = Sizes {
     levels: &[(64, 0, 1), (128, 2, 2), (256, 4, 4)],
@@ -99,6 +108,9 @@ pub const SMALL: Sizes = Sizes {
     vae_groups: 32,
     ..TINY
 };
+
+/// What a single checkpoint file may be of.
+pub const KNOWN: [&Sizes; 7] = [&BASE, &REFINER, &INPAINT, &TINY, &TINY_REFINER, &TINY_INPAINT, &SMALL];
 
 impl Sizes {
     /// Whether it draws from noise; a refiner works on what another has drawn.
@@ -171,7 +183,7 @@ impl Sizes {
             "attention_head_dim": self.levels.iter().map(|&(_, _, heads)| heads).collect::<Vec<_>>(),
             "block_out_channels": self.levels.iter().map(|&(channels, _, _)| channels).collect::<Vec<_>>(),
             "center_input_sample": false, "cross_attention_dim": self.cross, "down_block_types": with_attention("Down"),
-            "downsample_padding": 1, "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": LATENTS,
+            "downsample_padding": 1, "flip_sin_to_cos": true, "freq_shift": 0, "in_channels": self.inputs,
             "layers_per_block": RESNETS, "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn",
             "norm_eps": 1e-5, "norm_num_groups": self.groups, "out_channels": LATENTS,
             "projection_class_embeddings_input_dim": self.condition(), "resnet_time_scale_shift": "default",

@@ -46,6 +46,13 @@ pub const SHAPES: &[Shape] = &[
         listed: false,
         plan: |dtype| plan(&sizes::TINY_REFINER, dtype),
     },
+    Shape {
+        name: "sdxl-tiny-inpaint",
+        about: "For tests: the tiny one with a UNet that only paints over images",
+        dtype: "f32",
+        listed: false,
+        plan: |dtype| plan(&sizes::TINY_INPAINT, dtype),
+    },
 ];
 
 /// Of queries and keys over the text: scores as far apart as a trained net's.
@@ -153,7 +160,7 @@ fn unet(names: &mut Names, sizes: &Sizes) {
     let levels = sizes.levels;
     let first = levels[0].0;
     let time = 4 * first;
-    names.conv("conv_in", first, LATENTS, 3);
+    names.conv("conv_in", first, sizes.inputs, 3);
     for (name, inputs) in [("time_embedding", first), ("add_embedding", sizes.condition())] {
         names.dense(&format!("{name}.linear_1"), time, inputs, 1.0);
         names.dense(&format!("{name}.linear_2"), time, time, 1.0);

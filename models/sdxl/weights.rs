@@ -16,11 +16,18 @@ use runner::synth::Synth;
 use serde_json::Value;
 
 use super::clip::TextEncoder;
-use super::config::{TextConfig, UnetConfig, VaeConfig};
+use super::config::{TextConfig, UnetConfig, VaeConfig, VisionConfig};
 use super::reader::Reader;
+use super::safety::Checker;
 use super::sizes::{self, Sizes};
 use super::unet::Unet;
 use super::vae::Vae;
+use super::vision_image;
+
+/// Parts with weights of their own.
+const COMPONENTS: usize = 5;
+/// What the UNet's tensors begin with in a single file.
+const SINGLE_UNET: &str = "model.diffusion_model.";
 
 /// A part of a pipeline with weights of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,10 +38,13 @@ pub enum Component {
     Text2,
     Unet,
     Vae,
+    /// CLIP's image side with the concepts that are looked for, where there is one.
+    Safety,
 }
 
 impl Component {
-    pub const ALL: [Component; 4] = [Component::Text1, Component::Text2, Component::Unet, Component::Vae];
+    pub const ALL: [Component; COMPONENTS] =
+        [Component::Text1, Component::Text2, Component::Unet, Component::Vae, Component::Safety];
 
     /// Its folder in a pipeline's.
     pub fn folder(self) -> &'static str {
@@ -43,13 +53,14 @@ impl Component {
             Component::Text2 => "text_encoder_2",
             Component::Unet => "unet",
             Component::Vae => "vae",
+            Component::Safety => "safety_checker",
         }
     }
 
     /// What its weight files' names begin with.
     pub(super) fn stem(self) -> &'static str {
         match self {
-            Component::Text1 | Component::Text2 => "model",
+            Component::Text1 | Component::Text2 | Component::Safety => "model",
             Component::Unet | Component::Vae => "diffusion_pytorch_model",
         }
     }
@@ -78,9 +89,13 @@ pub struct Opened {
     texts: [Option<TextConfig>; 2],
     unet: UnetConfig,
     vae: VaeConfig,
-    sources: [Option<Source>; 4],
+    checker: Option<VisionConfig>,
+    sources: Sources,
     beside: Beside,
 }
+
+/// By component.
+type Sources = [Option<Source>; COMPONENTS];
 
 /// Where files that hold no weights come from.
 enum Beside {
@@ -112,60 +127,21 @@ impl Opened {
         if !path.is_dir() {
             return Self::open_single(path);
         }
-        let read = |component: Component| -> Result<Option<(String, Value)>, PredictError> {
-            let name = format!("{}/config.json", component.folder());
-            let place = path.join(&name);
-            if !place.exists() {
-                return Ok(None);
+        let (mut files, mut sources) = (Vec::new(), Sources::default());
+        for component in Component::ALL {
+            if let Some(config) = read_config(path, component)? {
+                files.push(config);
+                sources[component as usize] = Some(open_folder(&path.join(component.folder()), component)?);
             }
-            let wrong = |why: &dyn Display| PredictError::Operator(format!("{}: {why}", place.display()));
-            let text = std::fs::read(&place).map_err(|error| wrong(&error))?;
-            let json = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
-            Ok(Some((name, json)))
-        };
-        let needed = |component: Component| {
-            let why = format!("{}: has no {}/config.json: not a diffusers folder", path.display(), component.folder());
-            read(component)?.ok_or(PredictError::Operator(why))
-        };
-        let text = |component| read(component)?.map(|(name, json)| TextConfig::read(&name, &json)).transpose();
-        let source = |component: Component| -> Result<Option<Source>, PredictError> {
-            let folder = path.join(component.folder());
-            if !folder.is_dir() {
-                return Ok(None);
-            }
-            Ok(Some(Source::Folder(Arc::new(open_variant(&folder, component)?))))
-        };
-        let (unet, vae) = (needed(Component::Unet)?, needed(Component::Vae)?);
-        let this = Self {
-            path: path.to_owned(),
-            texts: [text(Component::Text1)?, text(Component::Text2)?],
-            unet: UnetConfig::read(&unet.0, &unet.1)?,
-            vae: VaeConfig::read(&vae.0, &vae.1)?,
-            sources: [
-                source(Component::Text1)?,
-                source(Component::Text2)?,
-                source(Component::Unet)?,
-                source(Component::Vae)?,
-            ],
-            beside: Beside::Folder,
-        };
-        Ok(this)
+        }
+        Self::of_parts(path, files, sources, Beside::Folder)
     }
 
     fn open_single(path: &Path) -> Result<Self, PredictError> {
-        let tensors = SafeTensors::open(path)?;
-        let sizes =
-            if tensors.has("conditioner.embedders.1.model.ln_final.weight") { &sizes::BASE } else { &sizes::REFINER };
-        Self::single(path, tensors, sizes)
-    }
-
-    /// A single file of these sizes.
-    pub(super) fn single(path: &Path, tensors: SafeTensors, sizes: &'static Sizes) -> Result<Self, PredictError> {
-        let tensors = Arc::new(tensors);
-        if !tensors.has("model.diffusion_model.input_blocks.0.0.weight") {
-            let why = "has no model.diffusion_model.input_blocks.0.0.weight: not a single-file checkpoint of SDXL";
-            return Err(PredictError::Operator(format!("{}: {why}", path.display())));
-        }
+        let tensors = Arc::new(SafeTensors::open(path)?);
+        let sizes = single_sizes(&tensors).map_err(|why| {
+            PredictError::Operator(format!("{}: {why}: not a single-file checkpoint of SDXL", path.display()))
+        })?;
         let source = |prefix, naming| Some(Source::Single(tensors.clone(), prefix, naming));
         let (first, second) = match sizes.is_base() {
             true => (
@@ -174,17 +150,26 @@ impl Opened {
             ),
             false => (None, source("conditioner.embedders.0.model.", Naming::OpenClip)),
         };
-        let sources =
-            [first, second, source("model.diffusion_model.", Naming::Unet), source("first_stage_model.", Naming::Vae)];
-        Self::of_sizes(path, sizes.files("float16"), sources, Beside::Usual(sizes))
+        let (unet, vae) = (source(SINGLE_UNET, Naming::Unet), source("first_stage_model.", Naming::Vae));
+        let mut sources = [first, second, unet, vae, None];
+        let mut files: Vec<_> =
+            sizes.files("float16").into_iter().map(|(name, json)| (name.to_owned(), json)).collect();
+        // It has none inside; beside it there may be one, as in a folder.
+        let beside = path.parent().unwrap_or(Path::new(""));
+        if let Some(config) = read_config(beside, Component::Safety)? {
+            files.push(config);
+            let folder = beside.join(Component::Safety.folder());
+            sources[Component::Safety as usize] = Some(open_folder(&folder, Component::Safety)?);
+        }
+        Self::of_parts(path, files, sources, Beside::Usual(sizes))
     }
 
     /// Random weights of a shape.
     pub fn synth(shape: &str, dtype: &str, seed: u64) -> Result<Self, PredictError> {
         let synth = Arc::new(Synth::new(crate::shape(shape)?, dtype, seed)?);
-        let (mut files, mut sources) = (Vec::new(), [None, None, None, None]);
+        let (mut files, mut sources) = (Vec::new(), Sources::default());
         for component in Component::ALL {
-            let name = format!("{}/config.json", component.folder());
+            let name = config_name(component);
             if let Some(text) = synth.file(&name) {
                 let json =
                     serde_json::from_slice(text).map_err(|error| PredictError::Operator(format!("{name}: {error}")))?;
@@ -192,28 +177,33 @@ impl Opened {
                 sources[component as usize] = Some(Source::Synth(synth.clone()));
             }
         }
-        Self::of_sizes(&PathBuf::from(synth.title()), files, sources, Beside::Synth(synth))
+        Self::of_parts(&PathBuf::from(synth.title()), files, sources, Beside::Synth(synth))
     }
 
-    fn of_sizes<N: AsRef<str>>(
+    /// `files` are the parts' configs by their names in a folder.
+    fn of_parts(
         path: &Path,
-        files: Vec<(N, Value)>,
-        sources: [Option<Source>; 4],
+        files: Vec<(String, Value)>,
+        sources: Sources,
         beside: Beside,
     ) -> Result<Self, PredictError> {
-        let json = |component: Component| {
-            let name = format!("{}/config.json", component.folder());
-            let json = files.iter().find(|(known, _)| known.as_ref() == name).map(|(_, json)| json);
-            json.map(|json| (name, json))
+        let json = |component| {
+            let name = config_name(component);
+            files.iter().find(|(known, _)| *known == name).map(|(_, json)| (name, json))
+        };
+        let needed = |component| {
+            let why = format!("{}: has no {}: not a diffusers folder", path.display(), config_name(component));
+            json(component).ok_or(PredictError::Operator(why))
         };
         let text = |component| json(component).map(|(name, json)| TextConfig::read(&name, json)).transpose();
-        let missing = || PredictError::Operator(format!("{}: is not a shape of SDXL", path.display()));
-        let (unet, vae) = (json(Component::Unet).ok_or_else(missing)?, json(Component::Vae).ok_or_else(missing)?);
+        let checker = json(Component::Safety).map(|(name, json)| VisionConfig::read(&name, json)).transpose()?;
+        let (unet, vae) = (needed(Component::Unet)?, needed(Component::Vae)?);
         Ok(Self {
             path: path.to_owned(),
             texts: [text(Component::Text1)?, text(Component::Text2)?],
             unet: UnetConfig::read(&unet.0, unet.1)?,
             vae: VaeConfig::read(&vae.0, vae.1)?,
+            checker,
             sources,
             beside,
         })
@@ -223,11 +213,9 @@ impl Opened {
     pub fn with_vae(mut self, path: &Path) -> Result<Self, PredictError> {
         let source = if path.is_dir() {
             let file = path.join("config.json");
-            let wrong = |why: &dyn Display| PredictError::Operator(format!("{}: {why}", file.display()));
-            let text = std::fs::read(&file).map_err(|error| wrong(&error))?;
-            let json = serde_json::from_slice(&text).map_err(|error| wrong(&error))?;
+            let json = read_json(&file)?;
             self.vae = VaeConfig::read(&file.display().to_string(), &json)?;
-            Source::Folder(Arc::new(open_variant(path, Component::Vae)?))
+            open_folder(path, Component::Vae)?
         } else {
             Source::Single(Arc::new(SafeTensors::open(path)?), "", Naming::Vae)
         };
@@ -281,6 +269,22 @@ impl Opened {
     pub fn text_encoder(&self, component: Component, load: Load) -> Result<Option<TextEncoder>, PredictError> {
         let Some(config) = self.text_config(component) else { return Ok(None) };
         TextEncoder::load(config.clone(), &self.reader(component, load)?).map(Some)
+    }
+
+    /// Whether what is drawn can be checked.
+    pub fn has_checker(&self) -> bool {
+        self.checker.is_some()
+    }
+
+    /// None where the pipeline has none.
+    pub fn checker(&self, load: Load) -> Result<Option<Checker>, PredictError> {
+        const SETTINGS: &str = "feature_extractor/preprocessor_config.json";
+        let Some(config) = &self.checker else { return Ok(None) };
+        if let Some(text) = self.file(SETTINGS)? {
+            let wrong = |error| PredictError::Operator(format!("{}/{SETTINGS}: {error}", self.path.display()));
+            vision_image::check(SETTINGS, &serde_json::from_slice(&text).map_err(wrong)?, config.image_size)?;
+        }
+        Checker::load(config.clone(), &self.reader(Component::Safety, load)?).map(Some)
     }
 
     pub fn unet(&self, load: Load) -> Result<Unet, PredictError> {
@@ -361,8 +365,42 @@ impl Opened {
     }
 }
 
+/// Where a component's config is in a folder.
+fn config_name(component: Component) -> String {
+    format!("{}/config.json", component.folder())
+}
+
+/// With its name; none where the folder has no such component.
+fn read_config(folder: &Path, component: Component) -> Result<Option<(String, Value)>, PredictError> {
+    let name = config_name(component);
+    let place = folder.join(&name);
+    if !place.exists() {
+        return Ok(None);
+    }
+    Ok(Some((name, read_json(&place)?)))
+}
+
+fn read_json(place: &Path) -> Result<Value, PredictError> {
+    let wrong = |why: &dyn Display| PredictError::Operator(format!("{}: {why}", place.display()));
+    let text = std::fs::read(place).map_err(|error| wrong(&error))?;
+    serde_json::from_slice(&text).map_err(|error| wrong(&error))
+}
+
+/// Which of the shapes that are known a single file has, by what its UNet reads; else why it has none.
+fn single_sizes(tensors: &SafeTensors) -> Result<&'static Sizes, String> {
+    let shape = |name: &str| {
+        let name = format!("{SINGLE_UNET}{name}");
+        let shape = tensors.tensor(&name).map(|tensor| tensor.shape.to_vec()).unwrap_or_default();
+        if shape.len() < 2 { Err(format!("has no {name}")) } else { Ok([shape[0], shape[1]]) }
+    };
+    let (first, condition) = (shape("input_blocks.0.0.weight")?, shape("label_emb.0.0.weight")?);
+    let fits = |sizes: &&&Sizes| first == [sizes.levels[0].0, sizes.inputs] && condition[1] == sizes.condition();
+    let found = sizes::KNOWN.iter().find(fits).copied();
+    found.ok_or_else(|| format!("no known UNet begins with {first:?} and reads a condition of {}", condition[1]))
+}
+
 /// A component's weights: the plain ones, else those of half precision, whole or in shards. Other files are let be.
-fn open_variant(folder: &Path, component: Component) -> Result<SafeTensors, PredictError> {
+fn open_folder(folder: &Path, component: Component) -> Result<Source, PredictError> {
     let stem = component.stem();
     let names = [
         format!("{stem}.safetensors"),
@@ -373,5 +411,6 @@ fn open_variant(folder: &Path, component: Component) -> Result<SafeTensors, Pred
     ];
     let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
     // With none of them there is one of another name, or a sentence that says what there is.
-    SafeTensors::open(&found.unwrap_or_else(|| folder.to_owned()))
+    let tensors = SafeTensors::open(&found.unwrap_or_else(|| folder.to_owned()))?;
+    Ok(Source::Folder(Arc::new(tensors)))
 }

@@ -17,6 +17,7 @@ use prediction::PredictError;
 pub use self::prompt::{Read, Texts};
 pub use self::schedule::{Schedule, Start};
 use self::steps::{Denoising, Painted, Told};
+use super::config::{UnetConfig, VaeConfig};
 use super::noise::{Noise, Use};
 use super::scheduler::{Config, Scheduler, mix};
 use super::unet::Unet;
@@ -148,7 +149,6 @@ impl Generator {
                 return Err(PredictError::FixInput(format!("{name} is {:?}; {wanted:?} is drawn", picture.dims())));
             }
         }
-        let painting = plan.image.is_some() && plan.mask.is_some();
         let start = match plan.image {
             None => Start::Noise,
             Some(_) => Start::Strength(plan.strength),
@@ -168,13 +168,8 @@ impl Generator {
         } else if plan.refine != Refine::No {
             return Err(PredictError::FixInput("refine: this deployment has no refiner".into()));
         }
+        takes(self.base.unet.config(), self.vae.config(), plan.image.is_some() && plan.mask.is_some())?;
         let channels = self.vae.config().latent_channels;
-        let inputs = self.base.unet.config().in_channels;
-        if inputs != channels && !(painting && inputs == 2 * channels + 1) {
-            return Err(PredictError::FixInput(format!(
-                "this UNet reads {inputs} channels: it paints over an image, so image and mask are needed"
-            )));
-        }
         let mut prepared = Prepared {
             stages: Vec::new(),
             source: None,
@@ -331,6 +326,17 @@ impl Generator {
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor, PredictError> {
         let scaled = mix(&[(1.0 / self.vae.config().scaling_factor, latents)]);
         scaled.and_then(|latents| self.vae.decode(&latents)).map_err(device_error)
+    }
+}
+
+/// Refuses what a UNet does not draw: one that reads a mask and what it leaves beside the latents does nothing else.
+pub fn takes(unet: &UnetConfig, vae: &VaeConfig, painting: bool) -> Result<(), PredictError> {
+    let (inputs, channels) = (unet.in_channels, vae.latent_channels);
+    match inputs == channels || (painting && inputs == 2 * channels + 1) {
+        true => Ok(()),
+        false => Err(PredictError::FixInput(format!(
+            "this UNet reads {inputs} channels: it paints over an image, so image and mask are needed"
+        ))),
     }
 }
 

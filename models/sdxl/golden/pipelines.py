@@ -1,8 +1,9 @@
-"""Whole runs of diffusers' SDXL pipelines on the folders of two tiny shapes, for tests/pipelines.rs and `cargo xtask golden sdxl`.
+"""Whole runs of diffusers' SDXL pipelines on the folders of three tiny shapes, for tests/pipelines.rs and `cargo xtask golden sdxl`.
 
     pinion weights synth sdxl-tiny -o BASE
     pinion weights synth sdxl-tiny-refiner -o REFINER
-    python pipelines.py BASE REFINER      # writes run-*.safetensors and lora-*.safetensors beside itself
+    pinion weights synth sdxl-tiny-inpaint -o INPAINT
+    python pipelines.py BASE REFINER INPAINT      # writes run-*.safetensors and lora-*.safetensors beside itself
 
 Every random number that a run draws is in its file, so that another program can make the same run. Images and latents are
 stored as the reference has them, `[batch, channels, height, width]`.
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from schedulers import SCHEDULERS
 
-base, refiner = Path(sys.argv[1]), Path(sys.argv[2])
+base, refiner, inpaint = (Path(folder) for folder in sys.argv[1:4])
 here = Path(__file__).parent
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(21)
@@ -147,9 +148,9 @@ def picture():
     return torch.stack([torch.sin(9 * x + 4 * y), torch.cos(7 * y), torch.sin(11 * x * y)])[None] * 0.9
 
 
-def image_to_image(name, scheduler, strength, mask=None, guidance=7.5):
+def image_to_image(name, scheduler, strength, mask=None, guidance=7.5, steps=STEPS, folder=base):
     kind = StableDiffusionXLInpaintPipeline if mask is not None else StableDiffusionXLImg2ImgPipeline
-    pipe = scheduled(kind.from_pretrained(base), scheduler)
+    pipe = scheduled(kind.from_pretrained(folder), scheduler)
     pipe.set_progress_bar_config(disable=True)
     result, drawn, more = {"init_image": picture()}, {}, {}
     if mask is not None:
@@ -157,14 +158,18 @@ def image_to_image(name, scheduler, strength, mask=None, guidance=7.5):
         more = {"mask_image": mask, "height": HEIGHT, "width": WIDTH}
     with recorded(drawn):
         latents = pipe(
-            **common(guidance, STEPS), image=result["init_image"], strength=strength, **more, **keeping(result)
+            **common(guidance, steps), image=result["init_image"], strength=strength, **more, **keeping(result)
         ).images
     result["latents_init_unit"] = drawn["paint" if mask is not None else "start"][0]
-    result["image_noise_unit"] = drawn["vae"][0]
+    # Where all of an image is painted over, a net that reads the masked one is not shown the whole.
+    if not (folder is inpaint and strength == 1):
+        result["image_noise_unit"] = drawn["vae"][0]
+    if folder is inpaint:
+        result["masked_noise_unit"] = drawn["vae"][-1]
     for number, noise in enumerate(drawn.get("step", [])):
         result[f"noise_step_{number}"] = noise
     result["image_raw"] = raw(pipe, latents)
-    save(name, result, steps=STEPS, guidance=guidance, scheduler=scheduler, strength=strength)
+    save(name, result, steps=steps, guidance=guidance, scheduler=scheduler, strength=strength)
 
 
 def refined(name, scheduler, refine, share=0.8, guidance=5.0):
@@ -279,3 +284,5 @@ with torch.no_grad():
     loras()
     for kind in ("kohya", "peft", "old"):
         text_to_image(f"lora-{kind}", "K_EULER", steps=4, lora=f"lora-{kind}.safetensors", whole=kind == "kohya")
+    image_to_image("inpaint", "K_EULER", 0.7, hole, steps=8, folder=inpaint)
+    image_to_image("inpaint-all", "K_EULER_ANCESTRAL", 1.0, hole, steps=5, folder=inpaint)

@@ -1,9 +1,11 @@
 //! What no single file of this folder can promise: equality with the references, and weights from wherever they lie.
 
 mod files;
+mod folders;
 mod nets;
 mod pipelines;
 mod predictions;
+mod safety;
 mod schedulers;
 mod tokens;
 

@@ -24,19 +24,37 @@ fn folders() -> &'static (tempfile::TempDir, PathBuf, PathBuf) {
     static FOLDERS: OnceLock<(tempfile::TempDir, PathBuf, PathBuf)> = OnceLock::new();
     FOLDERS.get_or_init(|| {
         let here = tempfile::tempdir().unwrap();
-        let [base, refiner] = ["sdxl-tiny", "sdxl-tiny-refiner"].map(|shape| {
-            let folder = here.path().join(shape);
-            Synth::new(crate::shape(shape).unwrap(), "f32", 0).unwrap().write(&folder, &mut |_, _| ()).unwrap();
-            folder
-        });
+        let [base, refiner] = ["sdxl-tiny", "sdxl-tiny-refiner"].map(|shape| written(shape, &here.path().join(shape)));
         (here, base, refiner)
     })
 }
 
-/// Every tensor of a run within the tolerance; tells each step's error.
+/// Of a net that only paints over images.
+fn inpaint() -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    FOLDER
+        .get_or_init(|| {
+            let here = tempfile::tempdir().unwrap();
+            written("sdxl-tiny-inpaint", here.path());
+            here
+        })
+        .path()
+}
+
+fn written(shape: &str, folder: &Path) -> PathBuf {
+    Synth::new(crate::shape(shape).unwrap(), "f32", 0).unwrap().write(folder, &mut |_, _| ()).unwrap();
+    folder.to_owned()
+}
+
 #[track_caller]
 fn run(name: &str) {
-    let (_, base, refiner) = folders();
+    run_of(name, &folders().1);
+}
+
+/// Every tensor of a run within the tolerance; tells each step's error.
+#[track_caller]
+fn run_of(name: &str, base: &Path) {
+    let refiner = &folders().2;
     let file = Golden::read(&golden(&format!("run-{name}.safetensors"))).unwrap();
     let all = errors(base, Some(refiner), &file, &Device::Cpu).unwrap();
     let steps = all.iter().filter(|error| error.name.starts_with("latents_after_step_"));
@@ -66,6 +84,11 @@ fn image_to_image_is_diffusers() {
 #[test]
 fn painting_over_a_part_is_diffusers() {
     ["paint", "paint-all", "paint-ddim"].into_iter().for_each(run);
+}
+
+#[test]
+fn a_net_that_reads_mask_and_masked_image_is_diffusers() {
+    ["inpaint", "inpaint-all"].into_iter().for_each(|name| run_of(name, inpaint()));
 }
 
 #[test]
@@ -218,4 +241,6 @@ fn what_cannot_be_drawn_is_refused_before_the_first_step() {
         "image is [1, 32, 48, 3]; [1, 32, 64, 3] is drawn"
     );
     assert!(refused(Plan { refine: Refine::Ensemble(0.8), ..plan() }).contains("no refiner"));
+    let why = self::generator(inpaint()).prepare(&Plan { image: image(), ..plan() }).err().unwrap();
+    assert_eq!(why.text(), "this UNet reads 9 channels: it paints over an image, so image and mask are needed");
 }

@@ -15,7 +15,7 @@ use super::super::pipeline::Sdxl;
 use super::super::synth::SHAPES;
 use super::super::weights::{Component, Opened};
 
-fn spec(weights: Weights) -> LoadSpec {
+pub(super) fn spec(weights: Weights) -> LoadSpec {
     let mut spec = LoadSpec { threads: Some(2), ..LoadSpec::new("tiny", "sdxl", weights) };
     spec.provenance.insert("version".into(), "0123".into());
     spec.provenance.insert("weights".into(), "sha256:4567".into());
@@ -26,11 +26,11 @@ fn synth() -> Weights {
     Weights::Synth { shape: "sdxl-tiny".into(), dtype: "f32".into(), seed: 0 }
 }
 
-fn loaded(weights: Weights) -> Box<dyn Loaded> {
+pub(super) fn loaded(weights: Weights) -> Box<dyn Loaded> {
     Sdxl.load(&spec(weights), &mut |_| ()).unwrap()
 }
 
-fn write(shape: &str, to: &Path) {
+pub(super) fn write(shape: &str, to: &Path) {
     let shape = SHAPES.iter().find(|known| known.name == shape).unwrap();
     Synth::new(shape, "f32", 0).unwrap().write(to, &mut |_, _| ()).unwrap();
 }
@@ -40,18 +40,18 @@ fn id() -> Id {
 }
 
 /// Small and short, unless `more` says otherwise.
-fn admit(model: &mut dyn Loaded, more: Value) -> Result<(), PredictError> {
+pub(super) fn admit(model: &mut dyn Loaded, more: Value) -> Result<(), PredictError> {
     let mut input = json!({"prompt": "a clock", "width": 64, "height": 64, "num_inference_steps": 2});
     input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     model.admit(Job { id: id(), input: input.as_object().unwrap().clone(), seed: 77 })
 }
 
 #[derive(Default)]
-struct Said {
-    logs: String,
-    outputs: Vec<Vec<String>>,
-    metrics: Map,
-    ended: Option<Outcome>,
+pub(super) struct Said {
+    pub logs: String,
+    pub outputs: Vec<Vec<String>>,
+    pub metrics: Map,
+    pub ended: Option<Outcome>,
 }
 
 fn step(model: &mut dyn Loaded, said: &mut Said) {
@@ -69,7 +69,7 @@ fn step(model: &mut dyn Loaded, said: &mut Said) {
     model.step(hear).unwrap();
 }
 
-fn run(model: &mut dyn Loaded, more: Value) -> Said {
+pub(super) fn run(model: &mut dyn Loaded, more: Value) -> Said {
     admit(model, more).unwrap();
     let mut said = Said::default();
     while said.ended.is_none() {
@@ -79,7 +79,7 @@ fn run(model: &mut dyn Loaded, more: Value) -> Said {
     said
 }
 
-fn refusal(model: &mut dyn Loaded, more: Value) -> String {
+pub(super) fn refusal(model: &mut dyn Loaded, more: Value) -> String {
     let why = admit(model, more).unwrap_err();
     assert_eq!(model.active(), 0);
     match why {
@@ -96,18 +96,18 @@ fn pixels(uri: &str) -> image::RgbImage {
     image::load_from_memory(&file(uri)).unwrap().into_rgb8()
 }
 
-fn images(said: &Said) -> Vec<image::RgbImage> {
+pub(super) fn images(said: &Said) -> Vec<image::RgbImage> {
     assert_eq!(said.ended, Some(Outcome::Succeeded), "{}", said.logs);
     said.outputs.last().unwrap().iter().map(|uri| pixels(uri)).collect()
 }
 
 /// How different two images are, in steps of a byte.
-fn difference(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
+pub(super) fn difference(a: &image::RgbImage, b: &image::RgbImage) -> f64 {
     let all = a.as_raw().iter().zip(b.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
     all.sum::<f64>() / a.as_raw().len() as f64
 }
 
-fn example(name: &str) -> String {
+pub(super) fn example(name: &str) -> String {
     format!("file://{}/sdxl/tests/images/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
