@@ -6,6 +6,7 @@ mod pipelines;
 mod predictions;
 mod schedulers;
 mod tokens;
+mod trained;
 
 use std::path::{Path, PathBuf};
 
