@@ -7,7 +7,8 @@
 
 Both paint one image per round by K_EULER with guidance (two calls of the net in one), in turn, each in a fresh process that
 painted one step before it is measured; loading is not counted. Pinion is `pinion bench`, the peer diffusers' own pipeline
-with PyTorch's attention, eager, f32 on a processor and f16 on a GPU. A ratio is the peer's median time over Pinion's, in
+with PyTorch's attention, eager, f32 on a processor and f16 on a GPU. The operations of a step, over its time, are told as a
+share of what the processor's multiply-adds come to alone, which Pinion measures in each round. A ratio is the peer's median time over Pinion's, in
 brackets the least and largest of one round: above 1 Pinion is faster. Memory is the peak resident set of the process on a
 processor, the peak that PyTorch or the driver's process list tells on a GPU. Installs nothing.
 """
@@ -83,6 +84,21 @@ def pinion(program, weights, device, side, steps, threads, config):
     return {**result, "peak_bytes": result["peak_rss_bytes"]}
 
 
+def shares(rounds):
+    """Of the speed of multiply-adds alone that Pinion measures at each start; nothing on a GPU, where nobody measures it."""
+    if not all(row["pinion"]["peak_operations_per_s"] for row in rounds):
+        return {}
+    found = {}
+    for who in ("pinion", "diffusers"):
+        held = []
+        for row in rounds:
+            ours = row["pinion"]
+            operations = ours["operations_per_s"] / ours["steps_per_s"]
+            held.append(operations * row[who]["steps_per_s"] / ours["peak_operations_per_s"])
+        found[who] = {"median": statistics.median(held), "min": min(held), "max": max(held)}
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pinion")
@@ -123,12 +139,16 @@ def main():
         row = table[name]
         print(f"{name:12} pinion {row['pinion']:.4g}  diffusers {row['diffusers']:.4g}  "
               f"ratio {row['ratio']:.2f} [{row['ratio_min']:.2f} to {row['ratio_max']:.2f}]")
+    share = shares(rounds)
+    if share:
+        print("of the processor's multiply-adds, measured in each round: "
+              + ", ".join(f"{who} {each['median']:.0%} [{each['min']:.0%} to {each['max']:.0%}]" for who, each in share.items()))
     if words.out:
         result = {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "machine": platform.processor() or platform.machine(), "device": rounds[0]["pinion"]["device"],
             "weights": os.path.basename(words.weights), "side": words.side, "steps": words.steps,
-            "threads": words.threads, "table": table, "rounds": rounds,
+            "threads": words.threads, "table": table, "share_of_multiply_add_peak": share, "rounds": rounds,
         }
         with open(words.out, "w") as file:
             json.dump(result, file, indent=1)

@@ -4,7 +4,7 @@
 //!
 //! Images, masks and latents are `[batch, channels, height, width]` in the file. The metadata says what was run: prompt,
 //! negative, steps, guidance, scheduler, strength, refine, high_noise_frac, refine_steps, lora (a file beside the golden or in
-//! the folder) and lora_scale.
+//! the folder, as `replicate_weights` may be) and lora_scale.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -17,8 +17,8 @@ use prediction::PredictError;
 use safetensors::SafeTensors;
 
 use super::generate::{Generator, Nets, Plan, Prepared, Refine, device_error};
-use super::lora::Lora;
 use super::noise::{Noise, Use};
+use super::trained::Trained;
 use super::weights::{Load, Opened};
 
 /// Of what is computed in f32: sums differ by their order alone.
@@ -188,20 +188,17 @@ pub fn errors(
 ) -> Result<Vec<Error>, PredictError> {
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
     let opened = Opened::open(folder)?;
-    let lora = golden.lora(folder).map(|path| Lora::open(&path)).transpose()?;
-    let scale = golden.about("lora_scale", 1.0)?;
-    let fitted = lora.as_ref().map(|lora| lora.fit(&opened, scale)).transpose()?;
-    let adapter = fitted.as_ref().map(|fitted| fitted as _);
-    let load = Load { device, pool: &pool, precision: Some(DType::F32), adapter };
-    let base = Nets::open(&opened, load, None)?;
-    let plain = Load { adapter: None, ..load };
+    let trained = golden.lora(folder).map(|path| Trained::open(&path)).transpose()?.unwrap_or_default();
+    let plain = Load { device, pool: &pool, precision: Some(DType::F32), adapter: None };
+    let base = trained.nets(&opened, plain, golden.about("lora_scale", 1.0)?)?;
     let own = folder.join(REFINER);
     let refiner = match golden.about.get("refine").is_none_or(|refine| refine == "no_refiner") {
         true => None,
         false => Some(Nets::open(&Opened::open(refiner.unwrap_or(&own))?, plain, None)?),
     };
     let generator = Generator { base, refiner, vae: opened.vae(plain)?, device: device.clone() };
-    let plan = golden.plan(generator.vae.config().factor(), device)?;
+    let mut plan = golden.plan(generator.vae.config().factor(), device)?;
+    plan.prompt = trained.words.replaced(&plan.prompt)?;
     let prepared = generator.prepare(&plan)?;
     let mut comparing = Comparing { golden, errors: Vec::new() };
     comparing.told(&generator, &plan, &prepared)?;

@@ -6,7 +6,6 @@
 //! a LoRA for another architecture.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use prediction::PredictError;
@@ -76,12 +75,11 @@ pub struct Fitted<'a> {
 }
 
 impl Lora {
-    pub fn open(path: &Path) -> Result<Self, PredictError> {
-        let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let tensors = SafeTensors::open(path).map_err(|error| PredictError::FixInput(error.text().to_owned()))?;
-        let mut this = Self { file, modules: BTreeMap::new() };
+    /// `file` is named in refusals.
+    pub fn read(file: &str, tensors: &SafeTensors) -> Result<Self, PredictError> {
+        let mut this = Self { file: file.to_owned(), modules: BTreeMap::new() };
         for name in tensors.names() {
-            this.take(&tensors, name)?;
+            this.take(tensors, name)?;
         }
         if this.modules.is_empty() {
             return Err(this.refuse(&"it has no tensors"));

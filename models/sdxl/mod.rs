@@ -1,6 +1,7 @@
 //! Stable Diffusion XL: two readings of a prompt (`tokenizer`, `clip`), the network that takes noise away (`unet`), step by
 //! step (`generate` with a `scheduler` and `noise`), and the way between pixels and latents (`vae`). `weights` opens a
-//! diffusers folder or a single checkpoint file and builds the networks, with a `lora` if there is one.
+//! diffusers folder or a single checkpoint file and builds the networks, with what was `trained` if there is any: a `lora`, a
+//! `whole` UNet, learned `words`.
 //!
 //! A prediction's way: `input` (what was asked) → `image` (what was sent) → `pipeline` and `running` (whose turn it is) →
 //! `generate` → `watermark` → `safety` → `output`.
@@ -31,6 +32,7 @@ pub mod synth;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
+pub mod trained;
 pub mod unet;
 mod unet_blocks;
 pub mod vae;
@@ -39,6 +41,8 @@ mod vision;
 mod vision_image;
 mod watermark;
 pub mod weights;
+mod whole;
+mod words;
 
 use std::sync::Arc;
 

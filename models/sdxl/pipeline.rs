@@ -68,8 +68,8 @@ pub struct Pipeline {
     checker: Option<Checker>,
     /// The base's.
     scheduler: Config,
-    /// What the base's weights were changed with.
-    change: Option<Change>,
+    /// The key of what the base's weights were changed with.
+    change: Option<u64>,
     /// Operations per second that calls have come to.
     speed: Option<f64>,
     defaults: Map,
@@ -122,7 +122,7 @@ impl Pipeline {
     /// The generator whose weights are changed as this prediction wants them, or not at all.
     pub fn generator(&mut self) -> Result<&Generator, PredictError> {
         let wanted = self.running.as_ref().and_then(Running::change);
-        let same = wanted.map(|change| &change.key) == self.change.as_ref().map(|change| &change.key);
+        let same = wanted.map(|change| change.key) == self.change;
         if !same || self.generator.is_none() {
             let wanted = wanted.cloned();
             // Two of them would not fit.
@@ -130,7 +130,7 @@ impl Pipeline {
             self.change = None;
             let generator = self.files.generator(&self.setting, wanted.as_ref(), &mut |_| {})?;
             self.generator = Some(generator);
-            self.change = wanted;
+            self.change = wanted.map(|change| change.key);
         }
         self.generator.as_ref().ok_or_else(|| PredictError::Operator("the weights are gone".into()))
     }

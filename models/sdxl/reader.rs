@@ -128,8 +128,20 @@ impl<'a> Reader<'a> {
         Ok(raw.with_values(&values, precision))
     }
 
-    /// As the file has it, under whichever of its names it is there.
+    /// As the file has it, or what the adapter has in its place, in no other precision: memory was reckoned with it.
     fn raw(&self, name: &str) -> Result<Raw<'a>, PredictError> {
+        let own = self.own(name)?;
+        let full = format!("{}{name}", self.prefix);
+        match self.load.adapter.and_then(|adapter| adapter.instead(self.component, &full)) {
+            None => Ok(own),
+            Some(other) => Raw::new(&full, other.dtype, other.shape, Cow::Borrowed(other.bytes))?
+                .of_shape(&own.shape)
+                .map(|other| other.converted(own.dtype)),
+        }
+    }
+
+    /// As the file has it, under whichever of its names it is there.
+    fn own(&self, name: &str) -> Result<Raw<'a>, PredictError> {
         let (place, take) = self.place(name);
         let (dtype, shape, bytes) = match self.source {
             Source::Folder(tensors) | Source::Single(tensors, _, _) => {
@@ -172,6 +184,9 @@ impl<'a> Reader<'a> {
     fn done(&self, name: &str) {
         if let Source::Folder(tensors) | Source::Single(tensors, _, _) = self.source {
             tensors.advise_drop(&self.place(name).0);
+        }
+        if let Some(adapter) = self.load.adapter {
+            adapter.done(self.component, &format!("{}{name}", self.prefix));
         }
     }
 }

@@ -83,6 +83,12 @@ impl Running {
                 &format!("Below a width of {} pixels an image carries no watermark.\n", super::watermark::MIN_WIDTH);
         }
         let change = asked.lora.as_ref().map(|uri| Change::open(uri, asked.lora_scale, &files.base)).transpose()?;
+        let mut prompt = asked.prompt.clone();
+        if let Some(change) = &change {
+            let (read, note) = change.prompt(&prompt)?;
+            prompt = read;
+            notes += &note;
+        }
         let refine = match asked.refine {
             Refine::No => Refining::No,
             Refine::Ensemble(share) => Refining::Ensemble(share),
@@ -99,7 +105,7 @@ impl Running {
         let image = image.map(|read| tensor(read.colours(width, height), 3)).transpose().map_err(device_error)?;
         let mask = mask.map(|read| tensor(read.mask(width, height), 1)).transpose().map_err(device_error)?;
         let plan = Plan {
-            prompt: asked.prompt.clone(),
+            prompt,
             negative: Some(asked.negative.clone()),
             height,
             width,

@@ -12,6 +12,7 @@ use candle_core::{DType, Device};
 use kernels::Pool;
 use prediction::PredictError;
 use runner::SafeTensors;
+use runner::safetensors::Tensor;
 use runner::synth::Synth;
 use serde_json::Value;
 
@@ -66,11 +67,17 @@ impl Component {
     }
 }
 
-/// What changes weights while they are read: an adapter's low-rank products.
+/// What changes weights while they are read: an adapter's low-rank products, or other weights.
 pub trait Adapter {
     fn touches(&self, component: Component, name: &str) -> bool;
     /// Adds to a tensor of this diffusers name and shape, row-major.
     fn add(&self, component: Component, name: &str, shape: &[usize], values: &mut [f32]) -> Result<(), PredictError>;
+    /// What stands in a tensor's place, of its shape.
+    fn instead(&self, _: Component, _: &str) -> Option<Tensor<'_>> {
+        None
+    }
+    /// It was taken over: what stood in its place need not stay in memory.
+    fn done(&self, _: Component, _: &str) {}
 }
 
 /// How networks are to be built.

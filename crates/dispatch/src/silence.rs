@@ -15,7 +15,7 @@ const LOOKS: u32 = 4;
 /// The least between two looks: an idle worker says something every second.
 const LOOK_LEAST: Duration = Duration::from_millis(250);
 
-/// How long a worker may say nothing, in seconds. It speaks once a second between steps.
+/// How long a worker may say nothing, in seconds. It speaks once a second between steps, and while a step does work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Silence {
     pub worker_seconds: u64,

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ const OPEN: u64 = 1 << 16;
 const JOINED: u64 = OPEN - 1;
 const NEXT_JOB: u64 = OPEN << 1;
 
+/// Every pool of this process, for [`progress`].
+static POOLS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
+
 type Work<'a> = &'a (dyn Fn(usize) + Sync);
 
 struct Shared {
@@ -37,6 +40,8 @@ struct Shared {
     units: AtomicUsize,
     next: AtomicUsize,
     left: AtomicU64,
+    /// Units of jobs that nobody else could have joined.
+    alone: AtomicU64,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
 }
@@ -74,9 +79,14 @@ impl Pool {
             units: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             left: AtomicU64::new(0),
+            alone: AtomicU64::new(0),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
+        let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| pool.strong_count() > 0);
+        pools.push(Arc::downgrade(&shared));
+        drop(pools);
         let workers = (1..threads)
             .map_while(|n| {
                 let (shared, sleeps) = (shared.clone(), Arc::new(AtomicBool::new(false)));
@@ -103,7 +113,10 @@ impl Pool {
     /// call is passed on. Must not be called from within `work`.
     pub fn run(&self, units: usize, work: impl Fn(usize) + Sync) {
         if units <= 1 || self.workers.is_empty() {
-            (0..units).for_each(work);
+            for unit in 0..units {
+                self.shared.alone.fetch_add(1, Ordering::Relaxed);
+                work(unit);
+            }
             return;
         }
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -180,7 +193,23 @@ impl Drop for Job<'_> {
     }
 }
 
+/// A number that changes from unit to unit while any pool of this process works, and stands still otherwise: it tells an op
+/// that is long from one that hangs. Costs nothing until it is asked for.
+pub fn progress() -> u64 {
+    let pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let all = pools.iter().filter_map(Weak::upgrade).map(|pool| pool.progress());
+    all.fold(0, u64::wrapping_add)
+}
+
 impl Shared {
+    /// Jobs and, within one, units.
+    fn progress(&self) -> u64 {
+        let job = self.state.load(Ordering::Relaxed) / NEXT_JOB;
+        let units = self.next.load(Ordering::Relaxed) as u64;
+        // More than any job has units, so that the next job's first unit is not the last one's last.
+        job.wrapping_mul(1 << 40).wrapping_add(units).wrapping_add(self.alone.load(Ordering::Relaxed))
+    }
+
     fn claim(&self, work: Work<'_>) {
         let units = self.units.load(Ordering::Relaxed);
         loop {
@@ -278,6 +307,8 @@ impl<'a, T> Shares<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::*;
 
     #[test]
@@ -303,6 +334,40 @@ mod tests {
             pool.chunks(&mut values, 7, |_, chunk| chunk.iter_mut().for_each(|v| *v += 1));
         }
         assert!(values.iter().all(|v| *v == 1000));
+    }
+
+    #[test]
+    fn progress_changes_from_unit_to_unit_and_from_job_to_job() {
+        let pool = Pool::new(2);
+        let (go, word) = channel();
+        let (entered, at) = channel();
+        let word = Mutex::new(word);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                pool.run(3, |unit| {
+                    entered.send(unit).unwrap();
+                    word.lock().unwrap().recv().unwrap();
+                })
+            });
+            // Both threads are inside of a unit, and the third one is nobody's yet.
+            [at.recv().unwrap(), at.recv().unwrap()].iter().for_each(|unit| assert!(*unit < 2));
+            let before = pool.shared.progress();
+            assert_eq!(pool.shared.progress(), before);
+            go.send(()).unwrap();
+            assert_eq!(at.recv(), Ok(2));
+            assert_ne!(pool.shared.progress(), before);
+            [(), ()].into_iter().for_each(|()| go.send(()).unwrap());
+        });
+        for threads in [1, 2] {
+            let pool = Pool::new(threads);
+            for units in [1, 3, 3] {
+                let before = pool.shared.progress();
+                pool.run(units, |_| ());
+                assert_ne!(pool.shared.progress(), before, "{threads} threads, {units} units");
+            }
+            // What others do at the same time is in the sum too: that this one is.
+            assert!(POOLS.lock().unwrap().iter().any(|known| known.as_ptr() == Arc::as_ptr(&pool.shared)));
+        }
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub enum FromWorker {
     },
     /// Everything one step emitted, in order.
     Events(Vec<Emitted>),
-    /// Alive, between steps; sent at most once a second.
+    /// Alive: between steps, or in the middle of a long one that does work. Sent about once a second.
     Heartbeat,
     Bye,
 }

@@ -2,6 +2,7 @@
 //!
 //! Refuses to know models, predictions' inputs and the HTTP APIs. A file is believed only as far as it was checked.
 
+pub mod archive;
 pub mod ct2;
 pub mod device;
 pub mod gguf;

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 use prediction::PredictError;
 
 pub struct Mapped {
@@ -29,6 +29,20 @@ impl Mapped {
         // SAFETY: the mapping is read-only and private to this value; see the module's word on truncation.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| refuse(&e))?;
         Ok(Self { map, path: path.to_owned() })
+    }
+
+    /// These bytes of a file, as if they were a file of this name.
+    pub fn part(path: &Path, range: Range<u64>, name: &Path) -> Result<Self, PredictError> {
+        let refuse = |why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", name.display()));
+        let file = File::open(path).map_err(|e| refuse(&e))?;
+        let whole = file.metadata().map_err(|e| refuse(&e))?.len();
+        if range.is_empty() || range.end > whole {
+            return Err(refuse(&format_args!("lies at bytes {range:?} of a file of {whole}")));
+        }
+        let length = usize::try_from(range.end - range.start).map_err(|e| refuse(&e))?;
+        // SAFETY: as for a whole file.
+        let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&file) }.map_err(|e| refuse(&e))?;
+        Ok(Self { map, path: name.to_owned() })
     }
 
     pub fn path(&self) -> &Path {

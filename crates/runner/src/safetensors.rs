@@ -16,7 +16,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 
 use crate::map::Mapped;
-use crate::weights::is_pickle;
+use crate::weights::{begins_like_pickle, is_pickle};
 
 /// An index lists a line per tensor: the largest models have some hundred thousand.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -63,6 +63,14 @@ impl SafeTensors {
         if is_index(path) { Self::open_index(path) } else { Self::open_files(path, &[path.to_owned()]) }
     }
 
+    /// A part of a file, such as a member of an archive, that is a safetensors file of its own; `name` is what messages
+    /// call it.
+    pub fn open_part(path: &Path, range: Range<u64>, name: &str) -> Result<Self, PredictError> {
+        let mut this = Self { path: name.into(), shards: Vec::new(), tensors: BTreeMap::new() };
+        this.take(Mapped::part(path, range, Path::new(name))?)?;
+        Ok(this)
+    }
+
     fn open_files(path: &Path, files: &[PathBuf]) -> Result<Self, PredictError> {
         let mut this = Self { path: path.to_owned(), shards: Vec::new(), tensors: BTreeMap::new() };
         for file in files {
@@ -103,15 +111,16 @@ impl SafeTensors {
     }
 
     fn add(&mut self, path: &Path) -> Result<(), PredictError> {
-        if is_pickle(path).map_err(|e| refuse(path, &e))? {
-            return Err(refuse(
-                path,
-                &"is a Python pickle, which runs code when it is loaded; convert it to safetensors",
-            ));
-        }
-        let file = Mapped::open(path)?;
-        let unusable = |why: &dyn std::fmt::Display| {
-            refuse(path, &format_args!("not a usable safetensors file of {} bytes: {why}", file.len()))
+        self.take(Mapped::open(path)?)
+    }
+
+    fn take(&mut self, file: Mapped) -> Result<(), PredictError> {
+        let path = file.path().to_owned();
+        let unusable = |why: &dyn std::fmt::Display| match begins_like_pickle(&file) {
+            true => refuse(&path, &"is a Python pickle, which runs code when it is loaded; convert it to safetensors"),
+            false => {
+                refuse(&path, &format_args!("not a usable safetensors file of {} bytes: {why}", file.len()))
+            }
         };
         let (header, metadata) = safetensors::SafeTensors::read_metadata(&file).map_err(|e| unusable(&e))?;
         let start = 8 + header;
@@ -123,7 +132,7 @@ impl SafeTensors {
             let place = Place { shard: self.shards.len(), dtype: info.dtype, shape: info.shape.clone(), range };
             if let Some(other) = self.tensors.insert(name.clone(), place) {
                 let other = self.shards[other.shard].path().display();
-                return Err(refuse(path, &format_args!("tensor {name} is also in {other}")));
+                return Err(refuse(&path, &format_args!("tensor {name} is also in {other}")));
             }
         }
         self.shards.push(file);

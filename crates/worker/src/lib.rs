@@ -9,6 +9,7 @@ mod echo_files;
 mod memory;
 pub mod pipe;
 mod process;
+mod pulse;
 mod seat;
 mod shell;
 mod turn;

@@ -3,30 +3,42 @@
 
 use std::io::{Read, Write};
 use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use prediction::frame::{FromWorker, ToWorker};
 use prediction::{Event, Outcome};
 
 use crate::pipe::{Reader, Writer};
-use crate::{Owned, Registry, run};
+use crate::{Owned, Registry, pulse, run};
 
 /// Runs until told to go. `leave` is called, on another thread, the moment nothing more can come: the server is gone, and
-/// whatever the loop is in the middle of is for nobody. It should end the process.
+/// whatever the loop is in the middle of is for nobody. It should end the process. `progress` is a number that changes
+/// while a step does work: what is told as a sign of life in the middle of a long one.
 pub fn serve_pipes(
     registry: Registry,
     owned: Owned,
     stdin: impl Read + Send + 'static,
-    stdout: impl Write,
+    stdout: impl Write + Send,
+    progress: impl Fn() -> u64 + Send,
     leave: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<()> {
     let (to, inbox) = channel();
-    std::thread::Builder::new().name("frames".into()).spawn(move || {
+    thread::Builder::new().name("frames".into()).spawn(move || {
         hear(stdin, &to);
         leave();
     })?;
-    let mut out = Writer::new(stdout);
-    run(registry, owned, inbox, |frame| say(&mut out, frame));
-    Ok(())
+    let out = Mutex::new(Writer::new(stdout));
+    let say = |frame| say(&mut out.lock().unwrap_or_else(PoisonError::into_inner), frame);
+    let (running, ended) = channel();
+    thread::scope(|scope| {
+        let watch = move || pulse::watch(progress, &ended, || say(FromWorker::Heartbeat));
+        thread::Builder::new().name("pulse".into()).spawn_scoped(scope, watch)?;
+        run(registry, owned, inbox, say);
+        // The watch ends with this.
+        drop::<Sender<()>>(running);
+        Ok(())
+    })
 }
 
 fn hear(stdin: impl Read, to: &Sender<ToWorker>) {

@@ -12,7 +12,7 @@ use crate::shell::{Fault, guarded};
 use crate::{Owned, Registry, memory};
 
 /// How often the worker says that it is alive.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// Runs until told to go, until nobody listens any more, or until the device is lost. `send` answers false when the peer
 /// is gone.

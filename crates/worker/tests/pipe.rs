@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prediction::frame::{Emitted, FromWorker, ToWorker};
-use prediction::{Event, Id, Job, LoadSpec, Map, Output, Weights};
+use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, Output, PredictError, Weights};
 use proptest::prelude::*;
 use serde_json::json;
 use worker::Owned;
@@ -108,13 +109,18 @@ struct Bench {
 
 impl Bench {
     fn start() -> Self {
+        Self::of(Arc::new(Echo), || 0)
+    }
+
+    /// With another model in the echo's place, and what tells that it works.
+    fn of(model: Arc<dyn Model>, progress: impl Fn() -> u64 + Send + 'static) -> Self {
         let (stdin, to) = io::pipe().unwrap();
         let (from, stdout) = io::pipe().unwrap();
         let (leave, left) = channel();
         std::thread::spawn(move || {
-            let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), Arc::new(Echo) as _)]);
+            let registry: worker::Registry = BTreeMap::from([("echo".to_owned(), model)]);
             let leave = move || leave.send(()).unwrap_or_default();
-            worker::serve_pipes(registry, Owned::cpu(), stdin, stdout, leave).unwrap();
+            worker::serve_pipes(registry, Owned::cpu(), stdin, stdout, progress, leave).unwrap();
         });
         let mut bench = Self { to: Some(Writer::new(to)), from: Reader::new(from), left };
         assert!(matches!(bench.next(), Some(FromWorker::Hello(_))));
@@ -197,8 +203,77 @@ fn a_server_that_talks_nonsense_is_left() {
     let (mut from, stdout) = io::pipe().unwrap();
     let (leave, left) = channel();
     let leave = move || leave.send(()).unwrap_or_default();
-    std::thread::spawn(move || worker::serve_pipes(BTreeMap::new(), Owned::cpu(), stdin, stdout, leave));
+    std::thread::spawn(move || worker::serve_pipes(BTreeMap::new(), Owned::cpu(), stdin, stdout, || 0, leave));
     io::Write::write_all(&mut to, b"GET / HTTP/1.1\r\n").unwrap();
     left.recv_timeout(PATIENCE).expect("it was told to leave");
     from.read_to_end(&mut Vec::new()).expect("its end of the pipe is closed");
+}
+
+/// One step as long as the test likes: it works until a word comes.
+struct Long {
+    done: Arc<AtomicU64>,
+    enough: Mutex<Option<Receiver<()>>>,
+}
+
+impl Model for Long {
+    fn needs(&self, _: &LoadSpec, _: &mut dyn FnMut(&str)) -> Result<u64, PredictError> {
+        Ok(0)
+    }
+
+    fn load(&self, _: &LoadSpec, _: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
+        let enough = self.enough.lock().unwrap().take().expect("it is loaded once");
+        Ok(Box::new(Working { done: self.done.clone(), enough, id: None }))
+    }
+}
+
+struct Working {
+    done: Arc<AtomicU64>,
+    enough: Receiver<()>,
+    id: Option<Id>,
+}
+
+impl Loaded for Working {
+    fn admit(&mut self, job: Job) -> Result<(), PredictError> {
+        self.id = Some(job.id);
+        Ok(())
+    }
+
+    fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError> {
+        while self.enough.try_recv().is_err() {
+            self.done.fetch_add(1, Ordering::Relaxed);
+            std::thread::yield_now();
+        }
+        emit(&self.id.take().unwrap(), Event::Ended(Outcome::Succeeded));
+        Ok(())
+    }
+
+    fn cancel(&mut self, _: &Id) {}
+
+    fn active(&self) -> usize {
+        usize::from(self.id.is_some())
+    }
+
+    fn capacity(&self) -> usize {
+        1
+    }
+
+    fn bytes(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn a_long_step_that_works_says_so_in_the_middle() {
+    let done = Arc::new(AtomicU64::new(0));
+    let (enough, word): (Sender<()>, _) = channel();
+    let model = Long { done: done.clone(), enough: Mutex::new(Some(word)) };
+    let mut bench = Bench::of(Arc::new(model), move || done.load(Ordering::Relaxed));
+    bench.say(&[admit("long", json!({}))]);
+    assert!(matches!(bench.next(), Some(FromWorker::Events(events)) if events[0].event == Event::Started));
+    // Without end until it is told: what is heard now is said in its middle.
+    for _ in 0..2 {
+        assert_eq!(bench.from.receive().unwrap(), Some(FromWorker::Heartbeat));
+    }
+    enough.send(()).unwrap();
+    assert_eq!(bench.until_ended(1).last().unwrap().event, Event::Ended(Outcome::Succeeded));
 }

@@ -60,12 +60,12 @@ impl Texts {
     }
 
     /// Makes each of these words a token of its own, with a row of `vectors`: for every encoder `[words, hidden]`.
-    pub fn learn(&mut self, words: &[&str], vectors: &[Tensor]) -> Result<(), PredictError> {
+    pub fn learn(&mut self, words: &[String], vectors: &[Tensor]) -> Result<(), PredictError> {
         for (Reader { tokenizer, encoder, learned }, vectors) in self.readers.iter_mut().zip(vectors) {
             let (hidden, vocabulary) = (encoder.config().tower.hidden, encoder.config().vocabulary);
             if vectors.dims() != [words.len(), hidden] || learned.is_some() || tokenizer.size() != vocabulary {
                 return Err(PredictError::FixInput(format!(
-                    "the embeddings are {:?}; {} words of {hidden} features, once, are what this encoder learns",
+                    "vectors of {:?}; {} words of {hidden} features, once, are what this encoder learns",
                     vectors.dims(),
                     words.len()
                 )));

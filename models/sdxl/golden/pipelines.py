@@ -3,13 +3,16 @@
     pinion weights synth sdxl-tiny -o BASE
     pinion weights synth sdxl-tiny-refiner -o REFINER
     pinion weights synth sdxl-tiny-inpaint -o INPAINT
-    python pipelines.py BASE REFINER INPAINT      # writes run-*.safetensors and lora-*.safetensors beside itself
+    python pipelines.py BASE REFINER INPAINT      # writes run-*.safetensors, lora-*.safetensors and trained.tar beside itself
 
 Every random number that a run draws is in its file, so that another program can make the same run. Images and latents are
 stored as the reference has them, `[batch, channels, height, width]`.
 """
 
+import io
+import json
 import sys
+import tarfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from diffusers.models.autoencoders import vae as vae_module
 from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl_img2img as img2img_module
 from diffusers.pipelines.stable_diffusion_xl import pipeline_stable_diffusion_xl_inpaint as inpaint_module
 from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral_module
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 
 from schedulers import SCHEDULERS
 
@@ -74,32 +77,32 @@ def scheduled(pipe, name):
 def keeping(result):
     """Latents after each call of the scheduler, counted through all of a run's pipelines."""
 
-    def keep(_, __, ___, given):
+    def each(_, __, ___, given):
         number = sum(name.startswith("latents_after_step_") for name in result)
         result[f"latents_after_step_{number}"] = given["latents"]
         return given
 
-    return {"callback_on_step_end": keep, "callback_on_step_end_tensor_inputs": ["latents"]}
+    return {"callback_on_step_end": each, "callback_on_step_end_tensor_inputs": ["latents"]}
 
 
 def raw(pipe, latents):
     return pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
 
 
-def told(pipe, result, guidance):
+def told(pipe, result, prompt):
     """What the texts were read as, and one forward of the UNet."""
-    embeds, negative, pooled, negative_pooled = pipe.encode_prompt(PROMPT, negative_prompt=NEGATIVE)
+    embeds, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, negative_prompt=NEGATIVE)
     result.update(
         prompt_embeds=embeds, negative_prompt_embeds=negative, pooled=pooled, negative_pooled=negative_pooled,
-        ids1=torch.tensor(pipe.tokenizer(PROMPT, padding="max_length", max_length=77).input_ids),
-        ids2=torch.tensor(pipe.tokenizer_2(PROMPT, padding="max_length", max_length=77).input_ids),
+        ids1=torch.tensor(pipe.tokenizer(prompt, padding="max_length", max_length=77).input_ids),
+        ids2=torch.tensor(pipe.tokenizer_2(prompt, padding="max_length", max_length=77).input_ids),
         time_ids=torch.tensor([[HEIGHT, WIDTH, 0, 0, HEIGHT, WIDTH]], dtype=torch.float32),
     )
     more = {"text_embeds": pooled, "time_ids": result["time_ids"]}
     result["unet_t801"] = pipe.unet(result["latents_init_unit"], 801, embeds, added_cond_kwargs=more).sample
 
 
-def save(name, result, **about):
+def keep(name, result, **about):
     about = {"prompt": PROMPT, "negative": NEGATIVE, "res": f"{WIDTH}x{HEIGHT}", **about}
     about["made_with"] = f"diffusers {diffusers.__version__}, torch {torch.__version__}"
     about = {key: str(value) for key, value in about.items()}
@@ -118,15 +121,18 @@ def common(guidance, steps):
     }
 
 
-def text_to_image(name, scheduler, guidance=7.5, steps=STEPS, whole=False, lora=None, velocity=False):
+def text_to_image(name, scheduler, guidance=7.5, steps=STEPS, whole=False, lora=None, prompt=PROMPT, asked=PROMPT):
     pipe = scheduled(StableDiffusionXLPipeline.from_pretrained(base), scheduler)
     pipe.set_progress_bar_config(disable=True)
     result, drawn = {"latents_init_unit": normal(1, 4, HEIGHT // 8, WIDTH // 8)}, {}
     if lora:
-        adapt(pipe, lora, 0.6)
+        adapt(pipe, "lora-old.safetensors" if lora == TRAINED else lora, 0.6)
+    if lora == TRAINED:
+        teach(pipe)
     with recorded(drawn):
         latents = pipe(
-            **common(guidance, steps), height=HEIGHT, width=WIDTH, latents=result["latents_init_unit"], **keeping(result)
+            **{**common(guidance, steps), "prompt": prompt}, height=HEIGHT, width=WIDTH,
+            latents=result["latents_init_unit"], **keeping(result),
         ).images
     for number, noise in enumerate(drawn.get("step", [])):
         result[f"noise_step_{number}"] = noise
@@ -134,12 +140,14 @@ def text_to_image(name, scheduler, guidance=7.5, steps=STEPS, whole=False, lora=
     if hasattr(pipe.scheduler, "sigmas"):
         result["sigmas"] = pipe.scheduler.sigmas
     if whole:
-        told(pipe, result, guidance)
+        told(pipe, result, prompt)
         result["image_raw"] = raw(pipe, latents)
     about = {"lora": lora, "lora_scale": 0.6} if lora else {}
     if scheduler != "K_EULER":
         about["scheduler"] = scheduler
-    save(name, result, steps=steps, guidance=guidance, **about)
+    if asked != PROMPT:
+        about["prompt"] = asked
+    keep(name, result, steps=steps, guidance=guidance, **about)
 
 
 def picture():
@@ -169,7 +177,7 @@ def image_to_image(name, scheduler, strength, mask=None, guidance=7.5, steps=STE
     for number, noise in enumerate(drawn.get("step", [])):
         result[f"noise_step_{number}"] = noise
     result["image_raw"] = raw(pipe, latents)
-    save(name, result, steps=steps, guidance=guidance, scheduler=scheduler, strength=strength)
+    keep(name, result, steps=steps, guidance=guidance, scheduler=scheduler, strength=strength)
 
 
 def refined(name, scheduler, refine, share=0.8, guidance=5.0):
@@ -194,7 +202,7 @@ def refined(name, scheduler, refine, share=0.8, guidance=5.0):
     if not ensemble:
         result["refine_noise_unit"] = drawn["start"][0]
     result["image_raw"] = raw(pipe, latents)
-    save(name, result, steps=STEPS, guidance=guidance, scheduler=scheduler, refine=refine, **about)
+    keep(name, result, steps=STEPS, guidance=guidance, scheduler=scheduler, refine=refine, **about)
 
 
 UNET_MODULES = [
@@ -238,6 +246,46 @@ def loras():
     for name, tensors in {"kohya": kohya, "peft": peft, "old": old}.items():
         tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
         save_file(tensors, here / f"lora-{name}.safetensors", metadata={"format": "pt"})
+
+
+WORDS = ["<s0>", "<s1>"]
+TRAINED = "trained.tar"
+
+
+def trained():
+    """What cog-sdxl's trainer gives: the oldest LoRA, two learned words, and what a prompt calls them together."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(base)
+    tables = {}
+    for number, encoder in enumerate((pipe.text_encoder, pipe.text_encoder_2)):
+        table = encoder.get_input_embeddings().weight
+        tables[f"text_encoders_{number}"] = (normal(len(WORDS), table.shape[1]) * table.std()).half()
+    files = {
+        "lora.safetensors": (here / "lora-old.safetensors").read_bytes(),
+        "embeddings.pti": save(tables),
+        "special_params.json": json.dumps({"TOK": "".join(WORDS)}).encode(),
+    }
+    with tarfile.open(here / TRAINED, "w") as tar:
+        folder = tarfile.TarInfo("checkpoints")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            # A time with a fraction, as a file has it, makes Python write an extended header.
+            member.size, member.mtime = len(content), 1693526400.5
+            tar.addfile(member, io.BytesIO(content))
+
+
+def teach(pipe):
+    """As cog-sdxl's TokenEmbeddingsHandler does it."""
+    with tarfile.open(here / TRAINED) as tar:
+        tables = load(tar.extractfile("embeddings.pti").read())
+    for number, (tokenizer, encoder) in enumerate(
+        ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2))
+    ):
+        assert tokenizer.add_tokens(WORDS, special_tokens=True) == len(WORDS)
+        encoder.resize_token_embeddings(len(tokenizer))
+        ids = tokenizer.convert_tokens_to_ids(WORDS)
+        encoder.get_input_embeddings().weight[ids] = tables[f"text_encoders_{number}"].float()
 
 
 def adapt(pipe, lora, scale):
@@ -286,3 +334,8 @@ with torch.no_grad():
         text_to_image(f"lora-{kind}", "K_EULER", steps=4, lora=f"lora-{kind}.safetensors", whole=kind == "kohya")
     image_to_image("inpaint", "K_EULER", 0.7, hole, steps=8, folder=inpaint)
     image_to_image("inpaint-all", "K_EULER_ANCESTRAL", 1.0, hole, steps=5, folder=inpaint)
+    trained()
+    asked = "a photo of TOK riding a rainbow unicorn"
+    text_to_image(
+        "trained", "K_EULER", steps=4, lora=TRAINED, whole=True, asked=asked, prompt=asked.replace("TOK", "".join(WORDS))
+    )

@@ -20,9 +20,9 @@ fn model(folder: &Path) -> Box<dyn Loaded> {
 #[test]
 fn a_refiner_in_a_single_file_paints_what_the_same_in_a_folder_paints() {
     let [folder, other] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    write("sdxl-tiny", folder.path());
-    write("sdxl-tiny-refiner", &folder.path().join("refiner"));
-    write("sdxl-tiny", other.path());
+    write("sdxl-tiny", folder.path(), 0);
+    write("sdxl-tiny-refiner", &folder.path().join("refiner"), 0);
+    write("sdxl-tiny", other.path(), 0);
     write_single("sdxl-tiny-refiner", &other.path().join("sd_xl_refiner_1.0.safetensors"));
     let (mut folder, mut single) = (model(folder.path()), model(other.path()));
     assert_eq!(folder.bytes(), single.bytes());
@@ -36,8 +36,8 @@ fn a_refiner_in_a_single_file_paints_what_the_same_in_a_folder_paints() {
 #[test]
 fn a_vae_beside_the_index_is_used_in_place_of_the_folders_own() {
     let [folder, replaced] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    write("sdxl-tiny", folder.path());
-    write("sdxl-tiny", replaced.path());
+    write("sdxl-tiny", folder.path(), 0);
+    write("sdxl-tiny", replaced.path(), 0);
     let plain = images(&run(&mut *model(folder.path()), json!({"seed": 1})));
     // Random weights of another seed.
     let other = tempfile::tempdir().unwrap();

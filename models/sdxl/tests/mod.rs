@@ -8,6 +8,7 @@ mod predictions;
 mod safety;
 mod schedulers;
 mod tokens;
+mod trained;
 
 use std::path::{Path, PathBuf};
 

@@ -8,7 +8,7 @@ use prediction::PredictError;
 use runner::SafeTensors;
 use runner::synth::Synth;
 
-use super::super::generate::{Generator, Nets, Plan, Refine, Texts, learned};
+use super::super::generate::{Generator, Nets, Plan, Refine, Texts, learned::Learned};
 use super::super::golden::{Golden, errors};
 use super::super::lora::Lora;
 use super::super::noise::{Noise, Seeded, Use};
@@ -102,9 +102,18 @@ fn a_lora_is_diffusers_whoever_wrote_it() {
 }
 
 #[test]
+fn the_hosted_trainers_archive_is_diffusers_with_its_lora_and_its_words() {
+    run("trained");
+}
+
+#[test]
 fn a_lora_for_another_architecture_is_refused_with_the_modules_name() {
     let (_, base, refiner) = folders();
-    let lora = Lora::open(&golden("lora-kohya.safetensors")).unwrap();
+    let read = |path: &Path| {
+        let file = path.file_name().unwrap().to_str().unwrap();
+        Lora::read(file, &SafeTensors::open(path).unwrap()).map_err(|error| error.text().to_owned())
+    };
+    let lora = read(&golden("lora-kohya.safetensors")).unwrap();
     assert!(lora.fit(&Opened::open(base).unwrap(), 1.0).is_ok());
     let refused = |lora: &Lora| match lora.fit(&Opened::open(refiner).unwrap(), 1.0) {
         Err(PredictError::FixInput(why)) => why,
@@ -120,7 +129,7 @@ fn a_lora_for_another_architecture_is_refused_with_the_modules_name() {
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
         let tensors = tensors.iter().map(|(name, shape)| (name.to_string(), zeros(shape)));
         candle_core::safetensors::save(&tensors.collect(), &file).unwrap();
-        Lora::open(&file).map_err(|error| error.text().to_owned())
+        read(&file)
     };
     let module = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q";
     let (down, up) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));
@@ -195,15 +204,16 @@ fn a_learned_word_means_its_vectors() {
     let [one, two] = rows;
     let tensors = [("text_encoders_0".to_owned(), one), ("text_encoders_1".to_owned(), two)];
     candle_core::safetensors::save(&tensors.into_iter().collect(), &file).unwrap();
-    let vectors = learned::read(&file).unwrap();
-    texts.learn(&["<s0>"], &vectors).unwrap();
+    let learned = Learned::read("embeddings.pti", &SafeTensors::open(&file).unwrap()).unwrap();
+    learned.fit(&opened).unwrap();
+    learned.teach(&mut texts, &Device::Cpu).unwrap();
     let second = texts.read("a photo of <s0>").unwrap();
     assert_ne!(first.ids, second.ids);
     let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     // Not the pooled text: with the hub's configuration it is read at the highest id, as transformers does, and a learned
     // word's is higher than the end's.
     assert_eq!(values(&first.embeds), values(&second.embeds));
-    assert!(texts.learn(&["<s1>"], &vectors).unwrap_err().text().contains("1 words of 32 features, once"));
+    assert!(learned.teach(&mut texts, &Device::Cpu).unwrap_err().text().contains("1 words of 32 features, once"));
 }
 
 /// Numbers until a step, and from it on none.

@@ -28,7 +28,7 @@ const TOLERANCE: f32 = 1e-5;
 /// A tiny pipeline with the recipe's checker.
 fn pipeline() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    write("sdxl-tiny", folder.path());
+    write("sdxl-tiny", folder.path(), 0);
     for part in ["safety_checker", "feature_extractor"] {
         fs::create_dir(folder.path().join(part)).unwrap();
         for file in fs::read_dir(golden("safety").join(part)).unwrap() {

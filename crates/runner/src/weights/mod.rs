@@ -32,7 +32,7 @@ pub use fetch::ensure;
 pub use lock::{Entry, Lock, LockedFile};
 pub use mirror::{Place, Source, mirrors};
 pub use own::{Own, bring};
-pub(crate) use pickle::is_pickle;
+pub(crate) use pickle::{begins_like_one as begins_like_pickle, is_pickle};
 pub use pin::pin;
 pub use token::Token;
 pub use verify::{Checked, lock_known, lock_path, names, pickles, verify, verify_with};

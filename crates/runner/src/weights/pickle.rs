@@ -25,7 +25,7 @@ pub(super) fn may_be_one(path: &Path) -> bool {
 }
 
 /// `first` are its first `MARK_BYTES`.
-pub(super) fn begins_like_one(first: &[u8]) -> bool {
+pub(crate) fn begins_like_one(first: &[u8]) -> bool {
     matches!(first, [0x80, 2..=5, ..] | [b'P', b'K', 3, 4, ..])
 }
 
