@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, exit};
 
 /// The kernels are `NAME.cu`.
-const FILES: [&str; 5] = ["plain", "packed", "scaled", "attention", "rows"];
+const FILES: [&str; 6] = ["plain", "packed", "scaled", "attention", "rows", "image"];
 const LEAST: u32 = 75;
 
 fn main() {

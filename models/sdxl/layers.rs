@@ -72,9 +72,7 @@ impl Resnet {
     pub fn forward(&self, x: &Tensor, time: Option<&Tensor>, pool: &Pool) -> Result<Tensor> {
         let y = self.norm1.group(x, &self.groups, pool)?;
         let y = match (time, self.time) {
-            (Some(time), Some(first)) => {
-                self.conv1.forward_shifted(&y, &time.narrow(1, first, self.out)?.contiguous()?)?
-            }
+            (Some(time), Some(first)) => self.conv1.forward_shifted(&y, &time.narrow(1, first, self.out)?)?,
             _ => self.conv1.forward(&y)?,
         };
         let y = self.norm2.group(&y, &self.groups, pool)?;

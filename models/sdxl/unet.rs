@@ -1,11 +1,11 @@
 //! The network that says what is noise (Podell et al., "SDXL: improving latent diffusion models for high-resolution image
 //! synthesis", 2023): latents, a time, a text and its conditions to one prediction per latent value. The reference is
 //! diffusers' `UNet2DConditionModel` with `addition_embed_type` "text_time". Images are `[batch, height, width, channels]`,
-//! f32, from end to end. Refuses to know schedulers and guidance.
+//! f32 at both ends, and between layers what the device computes in. Refuses to know schedulers and guidance.
 
 use std::sync::Arc;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use kernels::Pool;
 use kernels::op::{self, Conv2d, ConvShape, Dense};
 use prediction::PredictError;
@@ -160,14 +160,14 @@ impl Unet {
         if features != self.config.cross {
             candle_core::bail!("texts of {:?}; {} features are read", prompt_embeds.dims(), self.config.cross);
         }
-        let states = prompt_embeds.contiguous()?.reshape((batch * tokens, features))?;
+        let states = prompt_embeds.to_dtype(self.activations())?.contiguous()?.reshape((batch * tokens, features))?;
         let mut layers = Vec::new();
         let down = self.down.iter().flat_map(Blocks::transformers);
         let up = self.up.iter().flat_map(Blocks::transformers);
         for transformer in down.chain([&self.middle.1]).chain(up) {
             transformer.remember(&states, tokens, (&self.device, &self.pool), &mut layers)?;
         }
-        Ok(Context { layers, tokens })
+        Ok(Context { layers })
     }
 
     /// What the resnets make of each step's time and of the conditions, `[batch, features]` per step, for `forward`.
@@ -221,7 +221,7 @@ impl Unet {
             candle_core::bail!("latents of {latents:?} with {needed} channels, times of {times:?}, {texts} texts");
         }
         let pool = &self.pool;
-        let mut x = self.conv_in.forward(latents)?;
+        let mut x = self.conv_in.forward(&latents.to_dtype(self.activations())?)?;
         let mut left = vec![x.clone()];
         for Blocks { resnets, next } in &self.down {
             for (resnet, transformer) in resnets {
@@ -253,7 +253,12 @@ impl Unet {
                 x = next.forward(&cropped(op::upsample_nearest_2x(&x, pool)?, height, width)?)?;
             }
         }
-        self.conv_out.forward(&self.norm_out.group(&x, &self.groups, pool)?)
+        self.conv_out.forward(&self.norm_out.group(&x, &self.groups, pool)?)?.to_dtype(latents.dtype())
+    }
+
+    /// What it holds between layers.
+    pub fn activations(&self) -> DType {
+        self.conv_in.activations()
     }
 
     /// Multiplications and additions of one forward for one image of `height` x `width` latent pixels under a text of

@@ -1,9 +1,9 @@
 //! The UNet's transformers: attention over the image itself and over the text, for every pixel of a level. The reference is
 //! diffusers' `Transformer2DModel`. Refuses to know where in the net it stands.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use kernels::Pool;
-use kernels::op::{self, Dense, Memory};
+use kernels::op::{self, Dense, Scene};
 use prediction::PredictError;
 use std::sync::Arc;
 
@@ -18,19 +18,17 @@ const GROUP_EPS: f64 = 1e-6;
 
 /// Keys and values of the prompts in every layer of the net, made once per prompt and read by every step.
 pub struct Context {
-    /// Per layer, per text of the batch.
-    pub(super) layers: Vec<Vec<Memory>>,
-    pub(super) tokens: usize,
+    pub(super) layers: Vec<Scene>,
 }
 
 impl Context {
     /// Texts in the batch.
     pub fn batch(&self) -> usize {
-        self.layers.first().map_or(0, Vec::len)
+        self.layers.first().map_or(0, Scene::parts)
     }
 
     pub fn bytes(&self) -> u64 {
-        self.layers.iter().flatten().map(Memory::bytes).sum()
+        self.layers.iter().map(Scene::bytes).sum()
     }
 }
 
@@ -104,19 +102,13 @@ impl Transformer {
         states: &Tensor,
         tokens: usize,
         (device, pool): (&Device, &Arc<Pool>),
-        to: &mut Vec<Vec<Memory>>,
+        to: &mut Vec<Scene>,
     ) -> Result<()> {
-        let (shape, width) =
-            (op::MemoryShape { positions: tokens, heads: self.heads, dim: self.width / self.heads }, self.width);
+        let shape = op::MemoryShape { positions: tokens, heads: self.heads, dim: self.width / self.heads };
         for block in &self.blocks {
-            let kv = block.kv.forward(states)?;
-            let text = |number: usize| {
-                let part = |from: usize| kv.narrow(1, from, width)?.narrow(0, number * tokens, tokens);
-                let mut memory = Memory::new(shape, DType::F32, device, pool)?;
-                memory.write(0, &part(0)?, &part(width)?)?;
-                Ok(memory)
-            };
-            to.push((0..kv.dim(0)? / tokens).map(text).collect::<Result<_>>()?);
+            let mut texts = Scene::new(shape, states.dim(0)? / tokens, device, pool)?;
+            texts.show(&block.kv.forward(states)?)?;
+            to.push(texts);
         }
         Ok(())
     }
@@ -128,19 +120,15 @@ impl Transformer {
         let flat = |x: &Tensor| x.reshape((batch * pixels, width));
         let shape = op::MemoryShape { positions: pixels, heads: self.heads, dim: width / self.heads };
         let scale = layers::scale(shape);
-        let memory = |_| Memory::new(shape, DType::F32, x.device(), pool);
-        let mut memories = (0..batch).map(memory).collect::<Result<Vec<_>>>()?;
+        let mut own = Scene::new(shape, batch, x.device(), pool)?;
         let mut y = self.proj_in.forward(&flat(&self.norm.group(x, &self.groups, pool)?)?)?;
         for (block, texts) in self.blocks.iter().zip(&context.layers[self.first..]) {
             let qkv = block.qkv.forward(&block.norm1.layer(&y, NORM_EPS, pool)?)?;
-            for (number, memory) in memories.iter_mut().enumerate() {
-                let part = |from: usize| qkv.narrow(1, from, width)?.narrow(0, number * pixels, pixels);
-                memory.write(0, &part(width)?, &part(2 * width)?)?;
-            }
-            let seen = op::attend(&qkv.narrow(1, 0, width)?, &sights(&memories, pixels, pixels), scale)?;
+            own.show(&qkv.narrow(1, width, 2 * width)?)?;
+            let seen = own.attend(&qkv.narrow(1, 0, width)?, scale)?;
             y = block.out1.forward_add(&seen, &y)?;
             let q = block.q.forward(&block.norm2.layer(&y, NORM_EPS, pool)?)?;
-            let seen = op::attend(&q, &sights(texts, pixels, context.tokens), scale)?;
+            let seen = texts.attend(&q, scale)?;
             y = block.out2.forward_add(&seen, &y)?;
             let wide = block.up.forward_geglu(&block.norm3.layer(&y, NORM_EPS, pool)?)?;
             y = block.down.forward_add(&wide, &y)?;
@@ -169,9 +157,4 @@ impl Transformer {
             |b: &Block| [&b.qkv, &b.out1, &b.q, &b.kv, &b.out2, &b.up, &b.down].map(Dense::bytes).iter().sum::<u64>();
         self.proj_in.bytes() + self.proj_out.bytes() + self.blocks.iter().map(block).sum::<u64>()
     }
-}
-
-/// Every pixel of an image sees the same `seen` positions of the image's memory.
-fn sights(memories: &[Memory], pixels: usize, seen: usize) -> Vec<(&Memory, usize)> {
-    memories.iter().flat_map(|memory| std::iter::repeat_n((memory, seen), pixels)).collect()
 }

@@ -7,9 +7,9 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use kernels::Pool;
-use kernels::op::{self, Conv2d, ConvShape, Dense, Memory};
+use kernels::op::{self, Conv2d, ConvShape, Dense, Scene};
 use prediction::PredictError;
 
 use super::config::VaeConfig;
@@ -141,10 +141,12 @@ impl Vae {
         if found != channels || batch * height * width == 0 {
             candle_core::bail!("images of {:?}; {channels} channels are read", images.dims());
         }
+        let activations = self.decoder.conv_in.activations();
         let one = |number| {
             let image = images.narrow(0, number, 1)?.contiguous()?;
+            let apply = |part: &Tensor| apply(&part.to_dtype(activations)?)?.to_dtype(part.dtype());
             if height > tiles.from || width > tiles.from {
-                vae_tiles::tiled(&image, tiles, apply)
+                vae_tiles::tiled(&image, tiles, &apply)
             } else {
                 apply(&image)
             }
@@ -280,9 +282,9 @@ impl Attention {
         let qkv = self.qkv.forward(&flat(&self.norm.group(x, &self.groups, pool)?)?)?;
         let shape = op::MemoryShape { positions: pixels, heads: 1, dim: width };
         // Images come one by one.
-        let mut memory = Memory::new(shape, DType::F32, x.device(), pool)?;
-        memory.write(0, &qkv.narrow(1, width, width)?, &qkv.narrow(1, 2 * width, width)?)?;
-        let seen = op::attend(&qkv.narrow(1, 0, width)?, &vec![(&memory, pixels); pixels], layers::scale(shape))?;
+        let mut own = Scene::new(shape, 1, x.device(), pool)?;
+        own.show(&qkv.narrow(1, width, 2 * width)?)?;
+        let seen = own.attend(&qkv.narrow(1, 0, width)?, layers::scale(shape))?;
         self.out.forward_add(&seen, &flat(x)?)?.reshape((batch, height, columns, width))
     }
 }

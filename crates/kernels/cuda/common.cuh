@@ -91,6 +91,26 @@ template <int OPEN> DEVICE void wait_for_copies() {
 #endif
 }
 
+/// Four 8 x 8 blocks of two-byte values in shared memory, turned: lane 8b + r says where row r of block b is, 16 bytes. Lane
+/// 4g + t gets, of each block, column g of rows 2t and 2t + 1.
+DEVICE uint4 load_turned(const char* row) {
+#ifdef PINION_EMULATE
+    emulate::Exchange<const char*> rows("ldmatrix.x4.trans", row);
+    int g = emulate::lane() / 4, t = emulate::lane() % 4;
+    auto value = [&](int lane) { return uint32_t(reinterpret_cast<const uint16_t*>(rows[lane])[g]); };
+    auto pair = [&](int block) { return value(8 * block + 2 * t) | value(8 * block + 2 * t + 1) << 16; };
+    return uint4{pair(0), pair(1), pair(2), pair(3)};
+#else
+    uint4 v;
+    // volatile: it reads what copies and stores before it have written.
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(uint32_t(__cvta_generic_to_shared(row)))
+                 : "memory");
+    return v;
+#endif
+}
+
 /// Register `i` of four.
 DEVICE uint32_t word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
@@ -178,6 +198,36 @@ struct F16 {
     /// The same bits are 2^-8 of the value.
     DEVICE static uint32_t from_e4m3(uint32_t pair) {
         return multiply((pair & 0x00800080u) << 8 | (pair & 0x007f007fu) << 7, 0x5c005c00u);
+    }
+};
+
+/// f32, where a kernel only moves and adds: the matrix instruction does not take it.
+struct F32 {};
+
+/// Eight neighbouring values from `at` on, a multiple of 8, of an array of `T`.
+template <class T> struct Eight {
+    DEVICE static void get(const void* array, size_t at, float (&v)[8]) {
+        uint4 all = load<uint4>(static_cast<const uint16_t*>(array) + at);
+        for (int i = 0; i < 4; i++) {
+            v[2 * i] = T::low(word(all, i));
+            v[2 * i + 1] = T::high(word(all, i));
+        }
+    }
+    DEVICE static void put(void* array, size_t at, const float (&v)[8]) {
+        *reinterpret_cast<uint4*>(static_cast<uint16_t*>(array) + at) =
+            uint4{T::pack(v[0], v[1]), T::pack(v[2], v[3]), T::pack(v[4], v[5]), T::pack(v[6], v[7])};
+    }
+};
+template <> struct Eight<F32> {
+    DEVICE static void get(const void* array, size_t at, float (&v)[8]) {
+        float4 low = load<float4>(static_cast<const float*>(array) + at), high = load<float4>(static_cast<const float*>(array) + at + 4);
+        v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
+        v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+    }
+    DEVICE static void put(void* array, size_t at, const float (&v)[8]) {
+        float4* to = reinterpret_cast<float4*>(static_cast<float*>(array) + at);
+        to[0] = float4{v[0], v[1], v[2], v[3]};
+        to[1] = float4{v[4], v[5], v[6], v[7]};
     }
 };
 

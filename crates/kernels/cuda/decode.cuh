@@ -65,7 +65,7 @@ template <class T, int DIM> DEVICE void decode(const Decode& p) {
     int segment_length = (length + MOST_SEGMENTS * BLOCK - 1) / (MOST_SEGMENTS * BLOCK) * BLOCK;
     int segments = (length + segment_length - 1) / segment_length;
 
-    Sweep<T, DIM, false> sweep;
+    Sweep<T, DIM, false, Crosswise> sweep;
 #pragma unroll
     for (int chunk = 0; chunk < DIM / 32; chunk++) {
         uint4 q = no_bits();
@@ -80,7 +80,7 @@ template <class T, int DIM> DEVICE void decode(const Decode& p) {
             const char* keys = static_cast<const char*>(c.keys) + (block + size_t(at % BLOCK) * DIM) * 2 + t * 16;
             const char* values = static_cast<const char*>(c.values) + (block + at % BLOCK) * 2 + t * 16;
             auto key = [&](int position, int chunk) { return load<uint4>(keys + position * (DIM * 2) + chunk * 64); };
-            auto value = [&](int row) { return load<uint4>(values + row * (BLOCK * 2)); };
+            auto value = [&](int n) { return load<uint4>(values + (n * 8 + g) * (BLOCK * 2)); };
             int seen[1] = {end - at};
             sweep.step(key, value, seen, end - at, p.scale_log2);
         }

@@ -42,7 +42,7 @@ template <class T, int DIM> DEVICE void prefill(const Prefill& p) {
     // The rows of a tile follow one another in one sequence.
     int start = int(c.positions[first]), last = start + count - 1;
 
-    Sweep<T, DIM, true> sweep;
+    Sweep<T, DIM, true, Crosswise> sweep;
     sweep.start();
     /// How many positions rows g and g + 8 of this warp see; none where the tile has no such pair.
     int sees[2];
@@ -69,15 +69,8 @@ template <class T, int DIM> DEVICE void prefill(const Prefill& p) {
             copy_async(keys + PLANE + row * (BLOCK * 2) + (unit ^ row % 2 * 4) * 16, static_cast<const char*>(c.values) + from + size_t(i) * 16);
         }
     };
-    int blocks = last / BLOCK + 1;
-    fetch(0, 0);
-    close_copies();
-    for (int block = 0; block < blocks; block++) {
-        if (block + 1 < blocks) fetch(block + 1, (block + 1) % 2);
-        close_copies();
-        wait_for_copies<1>();
-        __syncthreads();
-        const char* keys = shared + block % 2 * 2 * PLANE;
+    auto use = [&](int block, int buffer) {
+        const char* keys = shared + buffer * 2 * PLANE;
         const char* values = keys + PLANE;
 #pragma unroll 1
         for (int half = 0; half < BLOCK; half += STEP) {
@@ -87,19 +80,18 @@ template <class T, int DIM> DEVICE void prefill(const Prefill& p) {
                 int row = half + position;
                 return load<uint4>(keys + row * (DIM * 2) + ((chunk * 4 + t) ^ row % 2 * 4) * 16);
             };
-            auto value = [&](int row) { return load<uint4>(values + row * (BLOCK * 2) + ((half / 8 + t) ^ row % 2 * 4) * 16); };
+            auto value = [&](int n) {
+                int row = n * 8 + g;
+                return load<uint4>(values + row * (BLOCK * 2) + ((half / 8 + t) ^ row % 2 * 4) * 16);
+            };
             int seen[2] = {sees[0] - from, sees[1] - from};
             sweep.step(key, value, seen, last + 1 - from, p.scale_log2);
         }
-        __syncthreads();
-    }
+    };
+    through_shared(last / BLOCK + 1, fetch, use);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float total = sweep.total(r);
-        if (sees[r] == 0) continue;
-        for (int n = 0; n < DIM / 8; n++) {
-            uint32_t pair = T::pack(sweep.out[n][2 * r] / total, sweep.out[n][2 * r + 1] / total);
-            reinterpret_cast<uint32_t*>(p.out)[(at[r] + n * 8 + 2 * t) / 2] = pair;
-        }
+        if (sees[r] > 0) sweep.write(r, p.out, at[r], total);
     }
 }

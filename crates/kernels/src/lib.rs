@@ -8,7 +8,6 @@ pub mod attend;
 pub mod attention;
 pub mod bandwidth;
 pub mod convert;
-#[cfg(any(feature = "cuda", feature = "emulator", test))]
 pub mod cuda;
 pub mod format;
 mod fresh;

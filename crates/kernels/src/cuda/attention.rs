@@ -59,7 +59,7 @@ fn checked(cache: &Paged) {
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads over {kv_heads}");
 }
 
-fn log2(scale: f32) -> f32 {
+pub(super) fn log2(scale: f32) -> f32 {
     scale * std::f32::consts::LOG2_E
 }
 

@@ -61,3 +61,27 @@ impl Element {
         }
     }
 }
+
+/// The types that kernels take which only move and add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Real {
+    Half(Element),
+    F32,
+}
+
+impl Real {
+    /// As the kernels are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Real::Half(element) => element.name(),
+            Real::F32 => "f32",
+        }
+    }
+
+    pub fn bytes(self) -> usize {
+        match self {
+            Real::Half(_) => 2,
+            Real::F32 => 4,
+        }
+    }
+}

@@ -2,15 +2,15 @@
 //! order of the calls.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use candle_core::cuda_backend::CudaDevice;
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, PinnedHostSlice,
     result as copy, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::{Error, Result};
 
 use super::call::{Call, Element, Gpu};
@@ -20,12 +20,13 @@ use super::product::{Library, Out};
 use super::stream::{self, Stream, Work};
 
 /// One file of machine code for all the GPUs of the build, see build.rs.
-const IMAGES: [&[u8]; 5] = [
+const IMAGES: [&[u8]; 6] = [
     include_bytes!(concat!(env!("OUT_DIR"), "/plain.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/packed.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/scaled.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")),
     include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")),
+    include_bytes!(concat!(env!("OUT_DIR"), "/image.fatbin")),
 ];
 
 /// Shared memory that a launch may bring without asking: the driver's 48 kB less what a kernel declares itself.
@@ -68,6 +69,18 @@ impl Kernels {
             capability: context.compute_capability().map_err(Error::wrap)?,
             stream,
         })
+    }
+
+    /// Those of a device for the ops on candle's tensors: loaded when they are first asked for, and kept as long as the process.
+    pub fn of(device: &CudaDevice) -> Result<Arc<Kernels>> {
+        static LOADED: LazyLock<Mutex<HashMap<DeviceId, Arc<Kernels>>>> = LazyLock::new(Mutex::default);
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernels) = loaded.get(&device.id()) {
+            return Ok(kernels.clone());
+        }
+        let kernels = Arc::new(Kernels::load(device)?);
+        loaded.insert(device.id(), kernels.clone());
+        Ok(kernels)
     }
 
     pub fn gpu(&self) -> &Gpu {

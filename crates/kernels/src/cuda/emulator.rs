@@ -111,7 +111,7 @@ pub struct Emulator {
 
 impl Emulator {
     /// Runs a call. `order` is the one in which blocks and threads take turns.
-    pub(super) fn try_run(&self, call: &Call, order: u64) -> Result<(), String> {
+    pub(crate) fn try_run(&self, call: &Call, order: u64) -> Result<(), String> {
         let name = CString::new(call.kernel.as_str()).map_err(|e| e.to_string())?;
         let [x, y, z] = call.grid;
         // SAFETY: the parameters are of the size that the kernel checks, and every address in them is of memory held here.

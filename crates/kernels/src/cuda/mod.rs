@@ -4,8 +4,10 @@
 //! launch itself (packing of weights, grids, parameters) is in here without that feature too, for the tests: they run the same
 //! source on the CPU, where the hardware is emulated and nothing else.
 
+pub mod attend;
 pub mod attention;
 pub mod call;
+#[cfg(any(feature = "cuda", feature = "emulator", test))]
 pub mod check;
 pub mod decoder;
 #[cfg(feature = "cuda")]
@@ -13,6 +15,7 @@ pub mod device;
 pub mod exchange;
 #[cfg(feature = "cuda")]
 pub mod graph;
+pub mod image;
 pub mod inputs;
 pub mod params;
 pub mod product;

@@ -95,6 +95,86 @@ params! {
         pub rows: i32,
     }
 
+    pub struct Attend {
+        pub queries: Ptr,
+        pub keys: Ptr,
+        pub values: Ptr,
+        pub out: Ptr,
+        pub query_stride: i32,
+        pub key_stride: i32,
+        pub value_stride: i32,
+        pub rows: i32,
+        pub seen: i32,
+        pub ahead: i32,
+        pub scale_log2: f32,
+        pub heads: i32,
+    }
+
+    pub struct GroupSums {
+        pub x: Ptr,
+        pub partial: Ptr,
+        pub pixels: i32,
+        pub channels: i32,
+        pub groups: i32,
+        pub run: i32,
+    }
+
+    pub struct GroupApply {
+        pub x: Ptr,
+        pub weight: Ptr,
+        pub bias: Ptr,
+        pub partial: Ptr,
+        pub y: Ptr,
+        pub pixels: i32,
+        pub channels: i32,
+        pub groups: i32,
+        pub runs: i32,
+        pub run: i32,
+        pub share: i32,
+        pub silu: i32,
+        pub eps: f32,
+    }
+
+    pub struct LayerNorm {
+        pub x: Ptr,
+        pub weight: Ptr,
+        pub bias: Ptr,
+        pub y: Ptr,
+        pub rows: i32,
+        pub width: i32,
+        pub stride: i32,
+        pub eps: f32,
+    }
+
+    pub struct Finish {
+        pub x: Ptr,
+        pub bias: Ptr,
+        pub residual: Ptr,
+        pub shift: Ptr,
+        pub y: Ptr,
+        pub rows: i32,
+        pub width: i32,
+        pub rows_each: i32,
+        pub shift_stride: i32,
+    }
+
+    pub struct Columns {
+        pub x: Ptr,
+        pub y: Ptr,
+        pub height: i32,
+        pub width: i32,
+        pub units: i32,
+        pub kernel: i32,
+        pub stride: i32,
+        pub top: i32,
+        pub left: i32,
+        pub rows: i32,
+        pub columns: i32,
+        pub doubled: i32,
+        pub first: i32,
+        pub count: i32,
+    }
+
     pub struct Embed {
         pub table: Weight,
         pub tokens: Ptr,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
+use super::place::gpu;
 use super::{Rows, composed, output};
 use crate::Pool;
 use crate::attention::{BLOCK, Cache, Places, Queries, Shape, attention};
@@ -31,7 +32,7 @@ impl KvCache {
         pool: &Arc<Pool>,
     ) -> Result<KvCache> {
         let shape = Shape { blocks, kv_heads, head_dim };
-        if !device.is_cpu() {
+        if gpu(device) {
             return KvCache::composed(shape, dtype, device);
         }
         let cache = match dtype {
@@ -88,7 +89,7 @@ impl KvCache {
     /// What `bytes` of so many blocks of 64 positions will be, before there are any.
     pub fn bytes_for(blocks: usize, kv_heads: usize, head_dim: usize, dtype: DType, device: &Device) -> u64 {
         // The CPU keeps values in whole vectors.
-        let value_width = if device.is_cpu() { head_dim.next_multiple_of(LANES) } else { head_dim };
+        let value_width = if gpu(device) { head_dim } else { head_dim.next_multiple_of(LANES) };
         (blocks * BLOCK * kv_heads * (head_dim + value_width) * dtype.size_in_bytes()) as u64
     }
 

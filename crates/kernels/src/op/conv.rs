@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
-use super::{Part, Rows, composed, output};
+use super::place::{gpu, launches};
+use super::{Part, Rows, composed, fused, output};
+use crate::cuda::image::{Activation as Behind, Walk as Windows};
 use crate::linear::{Activation, Finish, Residual, Walk, Weight, many};
 use crate::{Format, Pool};
 
@@ -70,9 +72,15 @@ pub struct Conv2d {
 enum Inner {
     /// `[out, kernel * kernel * in]`, the places of the window one after the other.
     Cpu { weight: Weight, pool: Arc<Pool> },
+    /// `[out, kernel * kernel * in]` likewise, for a GPU's library: windows are put side by side for it.
+    Windows(Tensor),
     /// `[out, in, kernel, kernel]`.
     Composed(Tensor),
 }
+
+/// The most that the windows of a convolution take on a GPU: those of larger images are put side by side band by band. At 1024 x
+/// 1024 no convolution of SDXL's UNet is cut in two images' f16, and the VAE's largest is in thirteen in f32.
+pub const WINDOW_BYTES: usize = 768 << 20;
 
 /// What is added to a result.
 #[derive(Clone, Copy)]
@@ -93,14 +101,19 @@ impl Conv2d {
         device: &Device,
         pool: &Arc<Pool>,
     ) -> Result<Conv2d> {
-        if !device.is_cpu() {
+        if gpu(device) && !launches(device) {
             return Conv2d::composed(weight, shape, bias, device);
         }
         shape.check(&weight, &bias)?;
         let bytes = places_first(&weight, shape, pool)?;
         let packed = Part { bytes: &bytes, ..weight };
-        let weight = Weight::stack(&[packed], shape.inputs(), pool).map_err(Error::msg)?;
-        let inner = Inner::Cpu { weight, pool: pool.clone() };
+        let inner = if gpu(device) {
+            let dims = [shape.out, shape.inputs()];
+            Inner::Windows(Tensor::from_raw_buffer(&bytes, dtype(weight.format)?, &dims, device)?)
+        } else {
+            let weight = Weight::stack(&[packed], shape.inputs(), pool).map_err(Error::msg)?;
+            Inner::Cpu { weight, pool: pool.clone() }
+        };
         Ok(Conv2d { shape, inner, bias: bias.map(|bias| Tensor::from_vec(bias, shape.out, device)).transpose()? })
     }
 
@@ -147,6 +160,7 @@ impl Conv2d {
         }
         let (weight, pool) = match &self.inner {
             Inner::Cpu { weight, pool } => (weight, pool),
+            Inner::Windows(weight) => return self.over_windows(x, weight, plus, (rows, columns)),
             Inner::Composed(weight) => return self.in_candles_words(x, weight, plus),
         };
         let x = x.contiguous()?;
@@ -176,15 +190,59 @@ impl Conv2d {
         Tensor::from_vec(y, (batch, rows, columns, out), &Device::Cpu)
     }
 
+    /// Every window beside its neighbours, times the weight; then what is added, in one pass. Nothing moves for a window of one
+    /// pixel.
+    fn over_windows(&self, x: &Tensor, weight: &Tensor, plus: Plus, (rows, columns): (usize, usize)) -> Result<Tensor> {
+        let (batch, height, width, channels) = x.dims4()?;
+        let ConvShape { kernel, stride, pad: [top, _, left, _], out, .. } = self.shape;
+        let (given, x, turned) = (x.dtype(), x.to_dtype(weight.dtype())?, weight.t()?);
+        let pixels = batch * rows * columns;
+        let y = if (kernel, stride, self.shape.pad) == (1, 1, [0; 4]) {
+            x.contiguous()?.reshape((pixels, channels))?.matmul(&turned)?
+        } else {
+            let pixel_bytes = channels * x.dtype().size_in_bytes();
+            let windows =
+                Windows { height, width, pixel_bytes, kernel, stride, top, left, rows, columns, doubled: false };
+            let band = (WINDOW_BYTES / windows.window_bytes()).max(1);
+            let of = |first| {
+                let count = band.min(pixels - first);
+                fused::columns(&x, &windows, (first, count))?.matmul(&turned)
+            };
+            Tensor::cat(&(0..pixels).step_by(band).map(of).collect::<Result<Vec<_>>>()?, 0)?
+        };
+        let y = y.to_dtype(given)?.reshape((batch, rows, columns, out))?;
+        let mut added = fused::Added { bias: self.bias.as_ref(), ..Default::default() };
+        match plus {
+            Plus::Nothing => {}
+            Plus::Image(residual) => added.residual = Some(residual),
+            Plus::Pixel(shift) => added.shift = Some(shift),
+        }
+        fused::finish(&y, Behind::None, &added)?.map_or_else(|| self.with_the_rest(y, plus), Ok)
+    }
+
     fn in_candles_words(&self, x: &Tensor, weight: &Tensor, plus: Plus) -> Result<Tensor> {
-        let mut y = composed::conv(x, weight, self.shape)?;
+        self.with_the_rest(composed::conv(x, weight, self.shape)?, plus)
+    }
+
+    fn with_the_rest(&self, mut y: Tensor, plus: Plus) -> Result<Tensor> {
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(&bias.to_dtype(y.dtype())?)?;
         }
         match plus {
             Plus::Nothing => Ok(y),
             Plus::Image(residual) => y + residual,
-            Plus::Pixel(shift) => y.broadcast_add(&shift.reshape((shift.dim(0)?, 1, 1, self.shape.out))?),
+            Plus::Pixel(shift) => {
+                let shift = shift.to_dtype(y.dtype())?;
+                y.broadcast_add(&shift.reshape((shift.dim(0)?, 1, 1, self.shape.out))?)
+            }
+        }
+    }
+
+    /// What images are held in between layers like this one: the weight's type where our kernels take it, else f32.
+    pub fn activations(&self) -> DType {
+        match &self.inner {
+            Inner::Windows(weight) => weight.dtype(),
+            Inner::Cpu { .. } | Inner::Composed(_) => DType::F32,
         }
     }
 
@@ -194,9 +252,9 @@ impl Conv2d {
 
     /// What `bytes` will be, before there is a weight.
     pub fn bytes_for(format: Format, shape: ConvShape, bias: bool, device: &Device) -> Result<u64> {
-        let weight = match device.is_cpu() {
-            true => Weight::bytes_for(&[(format, shape.out)], shape.inputs()),
-            false => format.size(shape.out, shape.inputs()).map(|bytes| bytes as u64),
+        let weight = match gpu(device) {
+            false => Weight::bytes_for(&[(format, shape.out)], shape.inputs()),
+            true => format.size(shape.out, shape.inputs()).map(|bytes| bytes as u64),
         };
         Ok(weight.map_err(Error::msg)? + if bias { 4 * shape.out as u64 } else { 0 })
     }
@@ -206,7 +264,7 @@ impl Conv2d {
         let of = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
         let weight = match &self.inner {
             Inner::Cpu { weight, .. } => weight.bytes() as u64,
-            Inner::Composed(weight) => of(weight),
+            Inner::Windows(weight) | Inner::Composed(weight) => of(weight),
         };
         weight + self.bias.as_ref().map_or(0, of)
     }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
-use super::{Linear, Part, Rows, composed, geglu, output};
+use super::place::gpu;
+use super::{Linear, Part, Rows, composed, fused, geglu, output};
+use crate::cuda::image::Activation as Behind;
 use crate::gelu::gelu;
 use crate::linear::{Activation, Finish, Residual, Walk, many};
 use crate::pool::Pool;
@@ -65,8 +67,17 @@ impl Dense {
         {
             candle_core::bail!("a residual of {:?} beside a result of [{rows}, {out}]", residual.dims());
         }
-        if !x.device().is_cpu() {
+        if gpu(x.device()) {
             let mut y = self.linear.forward(x)?;
+            let behind = match activation {
+                Activation::None => Behind::None,
+                Activation::Gelu => Behind::Gelu,
+                Activation::Geglu => Behind::Geglu,
+            };
+            let added = fused::Added { bias: self.bias.as_ref(), residual, ..Default::default() };
+            if let Some(y) = fused::finish(&y, behind, &added)? {
+                return Ok(y);
+            }
             if let Some(bias) = &self.bias {
                 y = y.broadcast_add(&bias.to_dtype(y.dtype())?)?;
             }
@@ -127,7 +138,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32, pool: &P
     if weight.dims1()? != width || bias.dims1()? != width || width == 0 {
         candle_core::bail!("a norm of {:?} with {:?} and {:?}", x.dims(), weight.dims(), bias.dims());
     }
-    if !x.device().is_cpu() {
+    if gpu(x.device()) {
+        if let Some(y) = fused::layer_norm(x, weight, bias, eps)? {
+            return Ok(y);
+        }
         // In f32, whatever `x` is in.
         let full = x.to_dtype(DType::F32)?;
         let centred = full.broadcast_sub(&full.mean_keepdim(D::Minus1)?)?;

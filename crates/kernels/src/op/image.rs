@@ -3,8 +3,10 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{Rows, composed, output};
+use super::place::{gpu, launches};
+use super::{Rows, composed, fused, output};
 use crate::Pool;
+use crate::cuda::image::Walk;
 use crate::group_norm::{self, Norm};
 use crate::pool::Shares;
 
@@ -27,8 +29,9 @@ pub fn group_norm(
     if weight.dims1()? != channels || bias.dims1()? != channels {
         candle_core::bail!("a norm of {:?} with {:?} and {:?}", x.dims(), weight.dims(), bias.dims());
     }
-    if !x.device().is_cpu() {
-        return composed::group_norm(x, groups, weight, bias, eps, silu);
+    if gpu(x.device()) {
+        let fused = fused::group_norm(x, groups, (weight, bias), eps, silu)?;
+        return fused.map_or_else(|| composed::group_norm(x, groups, weight, bias, eps, silu), Ok);
     }
     let mut y = output(x.elem_count());
     let (x, weight, bias) = (x.contiguous()?, weight.unsqueeze(0)?, bias.unsqueeze(0)?);
@@ -44,7 +47,15 @@ pub fn group_norm(
 /// Every pixel four times: `[batch, height, width, channels]` to twice the height and width.
 pub fn upsample_nearest_2x(x: &Tensor, pool: &Pool) -> Result<Tensor> {
     let (batch, height, width, channels) = x.dims4()?;
-    if !x.device().is_cpu() || x.elem_count() == 0 {
+    if launches(x.device()) && x.elem_count() > 0 {
+        // A convolution's window of one pixel, over the doubled image.
+        let (pixel_bytes, rows, columns) = (channels * x.dtype().size_in_bytes(), 2 * height, 2 * width);
+        let walk =
+            Walk { height, width, pixel_bytes, kernel: 1, stride: 1, top: 0, left: 0, rows, columns, doubled: true };
+        let y = fused::columns(x, &walk, (0, batch * rows * columns))?;
+        return y.reshape((batch, rows, columns, channels));
+    }
+    if gpu(x.device()) || x.elem_count() == 0 {
         return composed::upsample_nearest_2x(x);
     }
     let (x, line) = (x.contiguous()?, width * channels);
@@ -73,7 +84,7 @@ pub fn concat_channels(parts: &[&Tensor], pool: &Pool) -> Result<Tensor> {
             candle_core::bail!("images of {:?} and {:?} side by side", first.dims(), part.dims());
         }
     }
-    if !first.device().is_cpu() {
+    if gpu(first.device()) {
         return Tensor::cat(parts, 3);
     }
     let (pixels, all) = (batch * height * width, parts.iter().map(|part| part.dims()[3]).sum::<usize>());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
 use candle_core::{DType, Device, Error, Module, Result, Tensor};
 
+use super::place::gpu;
 use super::{Rows, output};
 use crate::linear::{Activation, MANY_ROWS, Part, Weight, fits, matmul};
 use crate::{Format, Pool};
@@ -57,7 +58,7 @@ impl Linear {
     /// Weights that read the same input, one below the other (q, k and v; gate and up): one product instead of several.
     /// The formats may differ.
     pub fn stack(parts: &[Part], in_: usize, device: &Device, pool: &Arc<Pool>) -> Result<Linear> {
-        if !device.is_cpu() {
+        if gpu(device) {
             return Linear::composed(parts, in_, device);
         }
         let weight = Weight::stack(parts, in_, pool).map_err(Error::msg)?;
@@ -66,18 +67,24 @@ impl Linear {
 
     /// The same weight in candle's own form, on any device.
     pub(super) fn composed(parts: &[Part], in_: usize, device: &Device) -> Result<Linear> {
-        let (mut composed, mut bytes) = (Vec::new(), 0);
+        let mut bytes = 0;
         for part in parts {
             let size = part.format.size(part.out, in_).map_err(Error::msg)?;
             if size != part.bytes.len() {
                 let (name, got) = (part.format.name(), part.bytes.len());
                 candle_core::bail!("a {name} weight of [{}, {in_}] is {size} bytes, not {got}", part.out);
             }
-            composed.push(Composed { out: part.out, weight: Held::new(part, in_, device)? });
             bytes += size as u64;
         }
         let out = parts.iter().map(|p| p.out).sum();
-        Ok(Linear { out, in_, inner: Inner::Composed { parts: composed, bytes } })
+        // Plain values of one format are one weight: one product, whose results need not be put side by side.
+        let alike =
+            parts.len() > 1 && parts.iter().all(|part| part.format == parts[0].format && part.format.block_len() == 1);
+        let all = alike.then(|| parts.iter().map(|part| part.bytes).collect::<Vec<_>>().concat());
+        let one = all.as_ref().map(|bytes| [Part { format: parts[0].format, out, bytes }]);
+        let held = |part: &Part| Ok(Composed { out: part.out, weight: Held::new(part, in_, device)? });
+        let parts = one.as_ref().map_or(parts, |one| one).iter().map(held).collect::<Result<_>>()?;
+        Ok(Linear { out, in_, inner: Inner::Composed { parts, bytes } })
     }
 
     /// `[rows, in]` to `[rows, out]`.
@@ -168,7 +175,7 @@ impl Linear {
 
     /// What `bytes` of a stack of (format, outputs) will be, before there is one.
     pub fn bytes_for(parts: &[(Format, usize)], in_: usize, device: &Device) -> Result<u64> {
-        if device.is_cpu() {
+        if !gpu(device) {
             return Weight::bytes_for(parts, in_).map_err(Error::msg);
         }
         let size = |&(format, out): &(Format, usize)| format.size(out, in_).map(|bytes| bytes as u64);
@@ -214,7 +221,7 @@ impl Held {
         };
         let weight = Tensor::from_raw_buffer(part.bytes, dtype, &[part.out, in_], device)?;
         // The reference of the tests is as exact as can be.
-        Ok(Held::Plain(if device.is_cpu() { weight.to_dtype(DType::F32)? } else { weight }))
+        Ok(Held::Plain(if gpu(device) { weight } else { weight.to_dtype(DType::F32)? }))
     }
 
     fn product(&self, x: &Tensor) -> Result<Tensor> {

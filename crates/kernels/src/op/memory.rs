@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+use super::place::gpu;
 use super::{Rows, output};
 use crate::attend::{self, Queries, Shape, Sight};
 use crate::pool::Pool;
@@ -18,7 +19,7 @@ pub enum Memory {
 impl Memory {
     /// Room for `shape.positions` in `dtype`, f16 or f32; other types are kept as f32 on the CPU.
     pub fn new(shape: Shape, dtype: DType, device: &Device, pool: &Arc<Pool>) -> Result<Memory> {
-        if device.is_cpu() {
+        if !gpu(device) {
             let memory = attend::Memory::new(shape, dtype == DType::F16);
             return Ok(Memory::Cpu { memory, pool: pool.clone() });
         }
@@ -121,28 +122,45 @@ fn composed(q: &Tensor, sights: &[(&Memory, usize)], scale: f32) -> Result<Tenso
     let mut parts = Vec::new();
     let mut first = 0;
     for run in sights.chunk_by(|a, b| std::ptr::eq(a.0, b.0)) {
-        let Memory::Composed { shape, keys, values } = run[0].0 else {
+        let Memory::Composed { keys, values, .. } = run[0].0 else {
             candle_core::bail!("memories on two devices");
         };
         let seen = run.iter().map(|(_, seen)| *seen).max().unwrap_or(1);
-        let heads_first = |t: &Tensor| t.narrow(0, 0, seen)?.to_dtype(DType::F32)?.transpose(0, 1)?.contiguous();
-        let rows = q.narrow(0, first, run.len())?.to_dtype(DType::F32)?.reshape((run.len(), shape.heads, shape.dim))?;
-        let scores = rows.transpose(0, 1)?.contiguous()?.matmul(&heads_first(keys)?.transpose(1, 2)?.contiguous()?)?;
-        let mut scores = (scores * f64::from(scale))?;
-        if run.iter().any(|(_, sees)| *sees < seen) {
-            let hidden = run
-                .iter()
-                .flat_map(|(_, sees)| (0..seen).map(move |p| if p < *sees { 0f32 } else { f32::NEG_INFINITY }));
-            let hidden = Tensor::from_vec(hidden.collect::<Vec<_>>(), (1, run.len(), seen), q.device())?;
-            scores = scores.broadcast_add(&hidden)?;
-        }
-        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-        let y = weights.matmul(&heads_first(values)?)?.transpose(0, 1)?.contiguous()?;
-        parts.push(y.reshape((run.len(), shape.heads * shape.dim))?.to_dtype(q.dtype())?);
+        let rows = q.narrow(0, first, run.len())?;
+        let hidden = run.iter().any(|(_, sees)| *sees < seen).then(|| {
+            let of = |sees: usize| (0..seen).map(move |p| if p < sees { 0f32 } else { f32::NEG_INFINITY });
+            let hidden = run.iter().flat_map(|(_, sees)| of(*sees)).collect::<Vec<_>>();
+            Tensor::from_vec(hidden, (1, run.len(), seen), q.device())
+        });
+        let (keys, values) = (keys.narrow(0, 0, seen)?, values.narrow(0, 0, seen)?);
+        parts.push(in_candles_words(&rows, &keys, &values, hidden.transpose()?.as_ref(), scale)?);
         first += run.len();
     }
     Tensor::cat(&parts, 0)
+}
+
+/// Rows `[rows, heads * dim]` over keys and values `[seen, heads, dim]`, in f32 whatever they are in. `hidden`, `[1, rows, seen]`, is
+/// added to the scores.
+pub(super) fn in_candles_words(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    hidden: Option<&Tensor>,
+    scale: f32,
+) -> Result<Tensor> {
+    let (rows, width) = q.dims2()?;
+    let (_, heads, dim) = keys.dims3()?;
+    let heads_first = |t: &Tensor| t.to_dtype(DType::F32)?.transpose(0, 1)?.contiguous();
+    let q32 = q.to_dtype(DType::F32)?.reshape((rows, heads, dim))?;
+    let scores = q32.transpose(0, 1)?.contiguous()?.matmul(&heads_first(keys)?.transpose(1, 2)?.contiguous()?)?;
+    let mut scores = (scores * f64::from(scale))?;
+    if let Some(hidden) = hidden {
+        scores = scores.broadcast_add(hidden)?;
+    }
+    let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+    let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+    let y = weights.matmul(&heads_first(values)?)?.transpose(0, 1)?.contiguous()?;
+    y.reshape((rows, width))?.to_dtype(q.dtype())
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! The ops on candle tensors that models are written in. A CPU tensor takes the fused kernel; any other device takes
-//! `composed`, the same op in candle's own words, which is also the plain reference in the tests.
+//! The ops on candle tensors that models are written in. A CPU tensor takes the fused kernel; a GPU's takes a CUDA kernel of ours
+//! (`fused`) where there is one for the op, its type and its shape, and else `composed`, the same op in candle's own words, which is
+//! also the plain reference in the tests.
 //!
-//! Activations are f32, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence or one pixel of one
+//! Activations are f32, on a GPU also f16 or bf16, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence or one pixel of one
 //! image. Images are `[batch, height, width, channels]`. Inputs may be views whose rows are strided (a `narrow` of a wider
 //! tensor) as long as each row itself is contiguous.
 
@@ -10,11 +11,14 @@ mod cache;
 mod composed;
 mod conv;
 mod dense;
+mod fused;
 mod image;
 #[cfg(test)]
 mod image_tests;
 mod linear;
 mod memory;
+mod place;
+mod scene;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +26,7 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
+use self::place::gpu;
 use crate::Pool;
 pub use crate::attend::Shape as MemoryShape;
 pub use crate::attention::Places;
@@ -31,11 +36,15 @@ pub use crate::rope::RopeTable;
 pub use crate::sample::{Ask, NotANumber};
 pub use activate::{geglu, quick_gelu, silu};
 pub use cache::KvCache;
-pub use conv::{Conv2d, ConvShape};
+pub use conv::{Conv2d, ConvShape, WINDOW_BYTES};
 pub use dense::{Dense, layer_norm};
 pub use image::{concat_channels, group_norm, upsample_nearest_2x};
 pub use linear::Linear;
 pub use memory::{Memory, attend};
+#[cfg(any(test, feature = "emulator"))]
+pub use place::{Emulating, emulate};
+pub use place::{attends_in_one_kernel, prepare};
+pub use scene::Scene;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, pool: &Pool) -> Result<Tensor> {
@@ -43,7 +52,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32, pool: &Pool) -> Result<Te
     if weight.dims1()? != width || width == 0 {
         candle_core::bail!("a norm of {:?} with a weight of {:?}", x.dims(), weight.dims());
     }
-    if !x.device().is_cpu() {
+    if gpu(x.device()) {
         return composed::rms_norm(x, weight, eps);
     }
     let mut y = output(rows * width);
@@ -64,7 +73,7 @@ pub fn rope(x: &Tensor, table: &RopeTable, positions: &[u32], pool: &Pool) -> Re
     if let Some(position) = positions.iter().find(|p| **p as usize >= table.context_tokens()) {
         candle_core::bail!("position {position} is outside the context of {} tokens", table.context_tokens());
     }
-    if !x.device().is_cpu() {
+    if gpu(x.device()) {
         return composed::rope(x, table, positions);
     }
     let mut y = output(rows * heads * dim);
@@ -84,7 +93,7 @@ pub fn swiglu(gate_up: &Tensor, pool: &Pool) -> Result<Tensor> {
     if both == 0 || both % 2 != 0 {
         candle_core::bail!("{both} features are not a gate and an up of one width");
     }
-    if !gate_up.device().is_cpu() {
+    if gpu(gate_up.device()) {
         return composed::swiglu(gate_up);
     }
     let mut y = output(rows * both / 2);

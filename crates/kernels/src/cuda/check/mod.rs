@@ -1,8 +1,10 @@
 //! Every kernel against a plain f64 reference on fresh random inputs, on whatever machine runs it: in the tests the emulator,
 //! where there is a GPU, the GPU. A check panics with what it found and the seed that finds it again. Refuses to know machines.
 
+mod attend;
 mod attention;
 mod choose;
+mod image;
 mod products;
 mod rows;
 mod step;
@@ -72,6 +74,12 @@ checks! {
     attention::prefill_equals_f64_for_prompts_side_by_side,
     attention::a_prompt_has_the_same_bits_however_it_is_cut,
     attention::placing_a_products_rows_fills_the_cache_that_attention_reads,
+    attend::attend_equals_f64_in_place_and_over_texts,
+    attend::a_row_attends_with_the_same_bits_alone_and_among_others,
+    image::group_norm_equals_f64_also_far_from_zero,
+    image::layer_norm_equals_f64_on_rows_of_any_distance,
+    image::what_follows_a_product_equals_f64_alone_and_together,
+    image::windows_are_the_pixels_around_and_zeros_outside,
     rows::a_row_says_its_token_or_what_an_earlier_row_chose,
     rows::an_unpacked_weight_is_the_weight_rounded_once,
     rows::norm_equals_f64_and_takes_the_rows_it_is_told,
