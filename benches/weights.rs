@@ -1,12 +1,14 @@
 //! What pulling and importing weights costs beside copying and hashing the same 100 MB, in turn, in one run: from a hub on
-//! this machine, from a bundle, and from the cache that has them. All of it ends on the same disk, synced.
+//! this machine, from a bundle, and from the cache that has them. All of it ends on the same disk, synced. What the hub itself
+//! costs stands beside it: the same bytes received through one buffer and thrown away.
 
 #[path = "../tests/hub.rs"]
 mod hub;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 use runner::weights::{Bundle, Options, Own, declared, folder, import, pin};
 use sha2::{Digest, Sha256};
 
-use crate::hub::Hub;
+use crate::hub::{COMMIT, Hub};
 
 const BYTES: usize = 100_000_000;
 const RUNS: usize = 7;
@@ -48,6 +50,33 @@ fn copy_and_hash(from: &Path, to: &Path) {
     to.sync_all().expect("it is on the disk");
 }
 
+/// From the hub's blob store on one connection, as it sends them.
+fn receive(url: &str) {
+    let mut head = String::new();
+    let (mut answer, mut left) = (ask(url, &mut head), BYTES);
+    let place = head.lines().find_map(|line| line.strip_prefix("Location: "));
+    if let Some(place) = place.map(str::to_owned) {
+        answer = ask(&place, &mut head);
+    }
+    let mut buffer = vec![0; 1 << 20];
+    while left > 0 {
+        let read = answer.read(&mut buffer).expect("the hub sends");
+        assert!(read > 0, "it ended {left} bytes early: {head}");
+        left -= read;
+    }
+}
+
+/// The answer's head; its body is still to be read.
+fn ask(url: &str, head: &mut String) -> BufReader<TcpStream> {
+    let (host, path) = url.trim_start_matches("http://").split_once('/').expect("an address with a path");
+    let mut stream = TcpStream::connect(host).expect("the hub listens");
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\n\r\n").expect("the hub reads");
+    let mut answer = BufReader::new(stream);
+    head.clear();
+    while answer.read_line(head).expect("the hub answers") > 2 {}
+    answer
+}
+
 fn main() {
     let home = tempfile::tempdir().expect("a temporary folder can be made");
     let content: Vec<u8> = (0..BYTES as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 29) as u8).collect();
@@ -64,7 +93,8 @@ fn main() {
     let packed = Bundle { sets: vec![(entry.clone(), folder(&entry, &first))], manifest: None };
     packed.write(&bundle, &mut |_| {}).expect("there is room");
 
-    let mut times: [Vec<Duration>; 4] = Default::default();
+    let file = format!("{}/org/repo/resolve/{COMMIT}/w.safetensors", hub.url);
+    let mut times: [Vec<Duration>; 5] = Default::default();
     for run in 0..RUNS {
         let at = home.path().join(format!("run-{run}"));
         std::fs::create_dir(&at).expect("there is room");
@@ -76,14 +106,16 @@ fn main() {
             import(File::open(&bundle).expect("it is there"), "bundle", &imported, &mut |_| {}).expect("it is whole");
         }));
         times[3].push(timed(|| drop(own.ensure(&pulled, &mut |_| {}).expect("it is here"))));
+        times[4].push(timed(|| receive(&file)));
         std::fs::remove_dir_all(&at).expect("it is ours");
     }
-    let parts = hub.asked().len() / (RUNS + 1);
+    // The first pull, those that were timed, and as many that were thrown away.
+    let parts = (hub.asked().len() - RUNS) / (RUNS + 1);
     let median = |times: &mut Vec<Duration>| {
         times.sort_unstable();
         times[RUNS / 2]
     };
-    let [copied, pulled, imported, here] = &mut times;
+    let [copied, pulled, imported, here, received] = &mut times;
     let copied = median(copied);
     println!("{BYTES} bytes, median of {RUNS}, in turn");
     println!("copied and hashed          {:7.1} ms", copied.as_secs_f64() * 1e3);
@@ -93,5 +125,6 @@ fn main() {
         let ratio = copied.as_secs_f64() / time.as_secs_f64();
         println!("{what:26} {:7.1} ms, {ratio:.2} of the speed of copying and hashing", time.as_secs_f64() * 1e3);
     }
+    println!("received and thrown away   {:7.1} ms", median(received).as_secs_f64() * 1e3);
     println!("here and verified before   {:7.3} ms", median(here).as_secs_f64() * 1e3);
 }

@@ -31,6 +31,13 @@ pub const SHAPES: &[Shape] = &[
         plan: |dtype| LLAMA_3_70B.plan(dtype),
     },
     Shape {
+        name: "llama-3.2-1b",
+        about: "Meta Llama 3.2 1B, its first 8192 positions: 1.24 billion parameters, tied head",
+        dtype: "bf16",
+        listed: true,
+        plan: |dtype| LLAMA_3_2_1B.plan(dtype),
+    },
+    Shape {
         name: "smollm2-135m",
         about: "SmolLM2 135M: 135 million parameters, tied head",
         dtype: "bf16",
@@ -83,6 +90,8 @@ const LLAMA_3_8B: Sizes = Sizes {
 };
 
 const LLAMA_3_70B: Sizes = Sizes { hidden: 8192, inner: 28_672, layers: 80, heads: 64, ..LLAMA_3_8B };
+
+const LLAMA_3_2_1B: Sizes = Sizes { hidden: 2048, inner: 8192, layers: 16, tied: true, ..LLAMA_3_8B };
 
 const SMOLLM2_135M: Sizes = Sizes {
     hidden: 576,

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::cog::{Cog, Engine, Settings, Stage};
 use clap::Args;
@@ -260,8 +260,12 @@ async fn set_up(cog: Cog, words: Words, deployment: Deployment, timeout: Option<
     Some(dispatch)
 }
 
-async fn start(cog: &Cog, words: &Words, mut deployment: Deployment) -> Result<Dispatch, Failure> {
+async fn start(cog: &Cog, words: &Words, deployment: Deployment) -> Result<Dispatch, Failure> {
+    let saying = cog.clone();
+    // Beside each other, and neither where health is answered.
+    let known = tokio::task::spawn_blocking(move || know(deployment, &|line| saying.setup().say(line)));
     let found = tokio::task::spawn_blocking(devices::find).await.map_err(Failure::failed)?;
+    let mut deployment = known.await.map_err(Failure::failed)??;
     for note in &found.notes {
         info!("{note}");
     }
@@ -292,9 +296,31 @@ async fn start(cog: &Cog, words: &Words, mut deployment: Deployment) -> Result<D
     };
     let dispatch = Dispatch::start_with(store, feed.clone(), launch, passing.inputs.clone(), settings);
     let dispatch = dispatch.await.map_err(Failure::failed)?;
-    // Beside the load: digests of somebody's own weights take a while the first time.
-    let version = tokio::task::spawn_blocking(move || deployment.offers.first().map(|offer| offer.version()));
-    let version = version.await.map_err(Failure::failed)?.transpose()?.unwrap_or_default();
+    let version = deployment.offers.first().map(|offer| offer.version()).transpose()?.unwrap_or_default();
     cog.started(Engine { store: memory, feed, dispatch: dispatch.clone(), egress, version, keep: Box::new(passing) });
     Ok(dispatch)
+}
+
+/// The digest of somebody's own weights takes a reading of them, the first time.
+fn know(deployment: Deployment, say: &dyn Fn(&str)) -> Result<Deployment, Failure> {
+    let began = Instant::now();
+    let mut read = false;
+    let mut lines = |line: &str| say(line);
+    let mut lines = runner::weights::lines(&mut lines);
+    for offer in &deployment.offers {
+        let notes = offer.know(&mut |progress| {
+            if !std::mem::replace(&mut read, true) {
+                say("the weights are read once for their digest, which names the version");
+            }
+            lines(progress);
+        });
+        notes?.iter().for_each(|note| {
+            warn!("{note}");
+            say(note);
+        });
+    }
+    if read {
+        say(&format!("their digest is known after {:.1} s", began.elapsed().as_secs_f64()));
+    }
+    Ok(deployment)
 }

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use clap::Args;
 use prediction::{LoadSpec, Weights};
-use runner::weights::{Entry, Lock, Options, Own, Source};
+use runner::weights::{Entry, Lock, Options, Own, Progress, Source};
 use schema::ModelSchema;
 use schema::config::{Config, Served, WeightsFrom};
 use serde_json::json;
@@ -62,6 +63,8 @@ pub struct Offer {
     pub schema: ModelSchema,
     /// The pinned weights; none where cog.yaml names a path, or a set that nobody has pinned here.
     pub locked: Option<Locked>,
+    /// Of what lies at a path: read once.
+    digest: OnceLock<String>,
 }
 
 pub struct Locked {
@@ -231,7 +234,7 @@ fn offer(served: &Served, own: &BTreeMap<String, Own>) -> Result<Offer, Failure>
             locked.map_err(|failure| here(failure.to_string()))?
         }
     };
-    Ok(Offer { served: served.clone(), model, schema, locked })
+    Ok(Offer { served: served.clone(), model, schema, locked, digest: OnceLock::new() })
 }
 
 /// None for a set that the model declares and nobody has pinned here: it is served, and a prediction says so.
@@ -336,13 +339,29 @@ impl Offer {
         Ok(schema::version_id(&manifest, &self.set_digest()?, &self.schema))
     }
 
+    /// What can be known of the weights before a load: refuses those that show to be altered, notes what may be, and takes the
+    /// digest of what lies at a path. That is reading it, where it has changed since; `report` hears of it.
+    pub fn know(&self, report: &mut dyn FnMut(Progress)) -> Result<Vec<String>, Failure> {
+        match (&self.locked, &self.served.weights) {
+            (Some(Locked { kept: Kept::Own(own), .. }), _) => Ok(own.glance(&Options::from_env())?),
+            (None, WeightsFrom::Path(path)) => self.digest_of(path, report).map(|_| Vec::new()),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn digest_of(&self, path: &Path, report: &mut dyn FnMut(Progress)) -> Result<String, Failure> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest.clone());
+        }
+        let entry = runner::weights::lock_known(&self.served.name, path, &Options::from_env(), report)?;
+        Ok(self.digest.get_or_init(|| entry.set_digest).clone())
+    }
+
     /// What names the weights' bytes.
     pub fn set_digest(&self) -> Result<String, Failure> {
         Ok(match (&self.locked, &self.served.weights) {
             (Some(locked), _) => locked.entry.set_digest.clone(),
-            (None, WeightsFrom::Path(path)) => {
-                runner::weights::lock_known(&self.served.name, path, &Options::from_env())?.set_digest
-            }
+            (None, WeightsFrom::Path(path)) => self.digest_of(path, &mut |_| {})?,
             (None, WeightsFrom::Synth(shape)) => runner::synth::title(shape, self.synth_dtype(shape), SYNTH_SEED),
             (None, WeightsFrom::Locked(name)) => format!("{name}, not pinned"),
         })

@@ -64,6 +64,9 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     let store: Arc<dyn Store> = rows.clone();
     let auth = auth(&*store, words.listen).await?;
     // All that can refuse to start does so here: what an earlier life left is taken up by a server that will serve.
+    for offer in &deployment.offers {
+        offer.know(&mut |_| {})?.iter().for_each(|note| warn!("{note}"));
+    }
     let served = deployment.offers.iter().map(served).collect::<Result<Vec<_>, _>>()?;
     let found = tokio::task::spawn_blocking(devices::find).await.map_err(Failure::failed)?;
     let workers = Processes::of(&found.devices).map_err(Failure::failed)?;

@@ -131,10 +131,10 @@ impl<S: Stream> Gpu<S> {
     ) -> std::result::Result<Self, PredictError> {
         let fault = |error: candle_core::Error| runner::device::fault(&error);
         let needs = needs(opened, fit, load)?;
-        let mut loader = Loader { stream: &stream, opened, fit, pool, held: Vec::new() };
+        let mut loader = Loader::new(&stream, opened, fit, pool)?;
         let mut decoder = loader.load(report)?;
         decoder.rope = loader.rope(load.context)?;
-        let mut held = loader.held;
+        let mut held = loader.into_held();
         let sizes = Sizes::of(&decoder, load);
         let zeros = |bytes: usize| stream.zeros(bytes).map_err(fault);
         for layer in &mut decoder.layers {

@@ -7,7 +7,8 @@ use kernels::cuda::decoder::{Decoder, Layer};
 use kernels::cuda::params::Ptr;
 use kernels::cuda::product::Matrix;
 use kernels::cuda::stream::{Memory, Stream};
-use kernels::cuda::weight::{self, CHUNK, Packed, Packing};
+use kernels::cuda::upload::Upload;
+use kernels::cuda::weight::{self, CHUNK, Packing, Planes};
 use kernels::op::RopeTable;
 use kernels::{Format, Pool, convert};
 use prediction::PredictError;
@@ -23,8 +24,10 @@ const HEAD_DIMS: [usize; 2] = [64, 128];
 const MOST_GROUP: usize = 64;
 /// As many tokens as the choice can tell apart.
 const MOST_VOCABULARY: usize = 1 << 20;
-/// Values that are packed by one thread at a time, before they go to the device.
-const PACKED_TOGETHER: usize = 1 << 22;
+/// Of the planes, packed while the device takes as much: four milliseconds of a fast bus.
+const PIECE_BYTES: usize = 64 << 20;
+/// Parts of a piece that each thread packs, so that one the system runs late does not hold up the others.
+const PARTS_PER_THREAD: usize = 4;
 
 /// How a Llama is computed here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,12 +156,15 @@ impl Fit {
 
     /// What `load` will take of the device.
     pub fn bytes(&self, opened: &Opened) -> Result<u64, PredictError> {
+        let gains = 4 * opened.config.hidden * (2 * opened.config.layers + 1);
+        Ok(self.matrices(opened)?.iter().map(bytes).sum::<u64>() + gains as u64)
+    }
+
+    fn matrices(&self, opened: &Opened) -> Result<Vec<Matrix>, PredictError> {
         let decoder = self.shape(opened)?;
         let layers = decoder.layers.iter().flat_map(|l| [l.qkv, l.o, l.gate_up, l.down]);
         let head = opened.head()?.map(|_| decoder.head);
-        let matrices = std::iter::once(decoder.embedding).chain(layers).chain(head);
-        let gains = 4 * opened.config.hidden * (2 * opened.config.layers + 1);
-        Ok(matrices.map(|m| bytes(&m)).sum::<u64>() + gains as u64)
+        Ok(std::iter::once(decoder.embedding).chain(layers).chain(head).collect())
     }
 }
 
@@ -173,10 +179,25 @@ pub struct Loader<'a, S: Stream> {
     pub opened: &'a Opened,
     pub fit: Fit,
     pub pool: &'a Pool,
-    pub held: Vec<S::Memory>,
+    held: Vec<S::Memory>,
+    /// Quants and scales.
+    up: [Upload<S>; 2],
 }
 
-impl<S: Stream> Loader<'_, S> {
+impl<'a, S: Stream> Loader<'a, S> {
+    pub fn new(stream: &'a S, opened: &'a Opened, fit: Fit, pool: &'a Pool) -> Result<Self, PredictError> {
+        // No larger than the largest plane, and at least a row.
+        let mut most = (0, 0);
+        for matrix in fit.matrices(opened)? {
+            let ((quants, scales), row) =
+                (matrix.packing.bytes(matrix.rows, matrix.k), matrix.packing.bytes(1, matrix.k));
+            let rows = (PIECE_BYTES / row.0).max(1);
+            most = (most.0.max(quants.min(rows * row.0)), most.1.max(scales.min(rows * row.1)));
+        }
+        let up = |bytes| Upload::new(stream, bytes).map_err(|error| runner::device::fault(&error));
+        Ok(Self { up: [up(most.0)?, up(most.1)?], stream, opened, fit, pool, held: Vec::new() })
+    }
+
     /// All of them; keys, values and the rotary table are still nowhere.
     pub fn load(&mut self, report: &mut dyn FnMut(usize, usize)) -> Result<Decoder, PredictError> {
         let (opened, hidden) = (self.opened, self.opened.config.hidden);
@@ -198,6 +219,11 @@ impl<S: Stream> Loader<'_, S> {
             None => decoder.embedding,
         };
         Ok(decoder)
+    }
+
+    /// What everything that was loaded points to.
+    pub fn into_held(mut self) -> Vec<S::Memory> {
+        std::mem::take(&mut self.held)
     }
 
     fn gains(&mut self, role: Role, size: usize) -> Result<Ptr, PredictError> {
@@ -233,54 +259,72 @@ impl<S: Stream> Loader<'_, S> {
     }
 
     fn matrix(&mut self, stack: &Stack) -> Result<Matrix, PredictError> {
-        let mut matrix = self.fit.matrix(self.opened, stack)?;
+        let opened = self.opened;
+        let mut matrix = self.fit.matrix(opened, stack)?;
         let (quants, scales) = matrix.packing.bytes(matrix.rows, matrix.k);
         let mut planes = [self.zeros(quants)?, self.zeros(scales)?];
         let mut first = 0;
         for &(role, outputs) in &stack.parts {
-            let raw = self.opened.raw(role, &[outputs, stack.inputs])?;
+            let raw = opened.raw(role, &[outputs, stack.inputs])?;
             let named = |why: String| PredictError::Operator(format!("tensor {}: {why}", raw.name));
             self.rows(&raw, &matrix, (first, outputs), &mut planes).map_err(named)?;
             first += outputs;
-            self.opened.done(role);
+            opened.done(role);
         }
         let [quants, scales] = planes;
         (matrix.quants, matrix.scales) = (self.keep(quants), self.keep(scales));
         Ok(matrix)
     }
 
-    /// Packs `count` rows, which become those from `first` on: every thread some, as many at a time as there are threads, so
-    /// that little of it is in the host's memory.
+    /// Packs `count` rows, which become those from `first` on, a piece at a time on all threads; the device takes a piece while
+    /// the next is packed.
     fn rows(
-        &self,
+        &mut self,
         raw: &Raw,
         matrix: &Matrix,
         (first, count): (usize, usize),
         planes: &mut [S::Memory; 2],
     ) -> Result<(), String> {
+        let said = |error: candle_core::Error| error.to_string();
         let Matrix { packing, k, .. } = *matrix;
         let (quants, scales) = packing.bytes(1, k);
-        let each = (PACKED_TOGETHER / k).max(1);
-        let (row_bytes, element) = (raw.bytes.len() / count, self.fit.element);
-        for batch in (0..count).step_by(each * self.pool.threads()) {
-            let end = count.min(batch + each * self.pool.threads());
-            let mut packed: Vec<_> = (batch..end).step_by(each).map(|at| (at, Err(String::new()))).collect();
-            self.pool.chunks(&mut packed, 1, |_, part| {
-                let (at, ref mut packed) = part[0];
-                let rows = each.min(end - at);
-                let bytes = &raw.bytes[at * row_bytes..][..rows * row_bytes];
-                *packed = pack(packing, element, raw.format, bytes, rows, k);
-            });
-            for (at, packed) in packed {
-                let (packed, row): (Packed, _) = (packed?, first + at);
-                let [to_quants, to_scales] = &mut *planes;
-                let written = self.stream.write(to_quants, row * quants, &packed.quants);
-                written
-                    .and_then(|()| self.stream.write(to_scales, row * scales, &packed.scales))
-                    .map_err(|error| error.to_string())?;
+        let (row_bytes, element, [up_quants, up_scales]) = (raw.bytes.len() / count, self.fit.element, &mut self.up);
+        let together = up_quants.bytes() / quants;
+        for from in (0..count).step_by(together) {
+            let rows = together.min(count - from);
+            let mut room = (
+                up_quants.room(self.stream, rows * quants).map_err(said)?,
+                up_scales.room(self.stream, rows * scales).map_err(said)?,
+            );
+            let each = rows.div_ceil(self.pool.threads() * PARTS_PER_THREAD);
+            let mut parts = Vec::with_capacity(rows.div_ceil(each));
+            for at in (from..from + rows).step_by(each) {
+                let rows = each.min(from + rows - at);
+                let (first, second);
+                (first, room.0) = std::mem::take(&mut room.0).split_at_mut(rows * quants);
+                (second, room.1) = std::mem::take(&mut room.1).split_at_mut(rows * scales);
+                parts.push((at, rows, Some(Planes { quants: first, scales: second }), Ok(())));
             }
+            self.pool.chunks(&mut parts, 1, |_, part| {
+                let (at, rows, ref mut planes, ref mut packed) = part[0];
+                let bytes = &raw.bytes[at * row_bytes..][..rows * row_bytes];
+                if let Some(planes) = planes.take() {
+                    *packed = pack(packing, element, raw.format, bytes, (rows, k), planes);
+                }
+            });
+            parts.into_iter().try_for_each(|(_, _, _, packed)| packed)?;
+            let ([to_quants, to_scales], row) = (&mut *planes, first + from);
+            up_quants.send(self.stream, rows * quants, to_quants, row * quants).map_err(said)?;
+            up_scales.send(self.stream, rows * scales, to_scales, row * scales).map_err(said)?;
         }
         Ok(())
+    }
+}
+
+impl<S: Stream> Drop for Loader<'_, S> {
+    /// The device may still be taking the last pieces. An error has nobody to hear it: the next call on the stream tells it again.
+    fn drop(&mut self) {
+        drop(self.stream.wait());
     }
 }
 
@@ -290,27 +334,27 @@ fn pack(
     element: Element,
     format: Format,
     bytes: &[u8],
-    rows: usize,
-    k: usize,
-) -> Result<Packed, String> {
+    (rows, k): (usize, usize),
+    to: Planes,
+) -> Result<(), String> {
     let values = || convert::values(format, bytes);
     match (packing, format) {
-        (Packing::Plain, Format::F16) if element == Element::F16 => weight::plain(bytes, rows, k),
-        (Packing::Plain, Format::BF16) if element == Element::Bf16 => weight::plain(bytes, rows, k),
+        (Packing::Plain, Format::F16) if element == Element::F16 => weight::plain(bytes, rows, k, to),
+        (Packing::Plain, Format::BF16) if element == Element::Bf16 => weight::plain(bytes, rows, k, to),
         (Packing::Plain, _) => {
             let bits = |v: &f32| match element {
                 Element::F16 => f16::from_f32(*v).to_le_bytes(),
                 Element::Bf16 => bf16::from_f32(*v).to_le_bytes(),
             };
-            weight::plain(&values()?.iter().flat_map(bits).collect::<Vec<u8>>(), rows, k)
+            weight::plain(&values()?.iter().flat_map(bits).collect::<Vec<u8>>(), rows, k, to)
         }
         (Packing::Q8_0, Format::Q8_0) | (Packing::Q4_0, Format::Q4_0) | (Packing::Q4_1, Format::Q4_1) => {
-            weight::blocks(packing, bytes, rows, k)
+            weight::blocks(packing, bytes, rows, k, to)
         }
-        (Packing::Q4_1, Format::Q4_K) => weight::blocks(packing, &weight::q4_1_from_q4_k(bytes)?, rows, k),
-        (Packing::Q8_0, _) => weight::blocks(packing, &convert::q8_0(&values()?), rows, k),
-        (Packing::Q4_0, _) => weight::blocks(packing, &convert::q4_0(&values()?), rows, k),
+        (Packing::Q4_1, Format::Q4_K) => weight::blocks(packing, &weight::q4_1_from_q4_k(bytes)?, rows, k, to),
+        (Packing::Q8_0, _) => weight::blocks(packing, &convert::q8_0(&values()?), rows, k, to),
+        (Packing::Q4_0, _) => weight::blocks(packing, &convert::q4_0(&values()?), rows, k, to),
         (Packing::Q4_1, _) => Err(format!("{} has no way to {}", format.name(), packing.name())),
-        (Packing::Int8 | Packing::Fp8, _) => weight::scale_rows(packing, &values()?, rows, k),
+        (Packing::Int8 | Packing::Fp8, _) => weight::scale_rows(packing, &values()?, rows, k, to),
     }
 }

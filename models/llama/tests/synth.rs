@@ -53,9 +53,12 @@ fn loading_them_says_that_they_are_random() {
 #[test]
 fn the_shapes_are_those_that_are_published() {
     // Parameters as the model cards count them.
-    for (shape, parameters) in
-        [("llama-3-8b", 8_030_261_248), ("llama-3-70b", 70_553_706_496), ("smollm2-135m", 134_515_008)]
-    {
+    for (shape, parameters) in [
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("smollm2-135m", 134_515_008),
+    ] {
         let shape = super::super::ENTRY.shape(shape).unwrap();
         assert_eq!(Synth::new(shape, "bf16", 0).unwrap().total_bytes(), 2 * parameters, "{}", shape.name);
     }
@@ -124,7 +127,7 @@ fn a_chat_is_rendered_with_the_models_own_words() {
 #[test]
 fn unknown_shapes_are_refused_with_those_there_are() {
     let PredictError::FixInput(why) = Opened::synth("gpt-4", "bf16", 0).err().unwrap() else { panic!() };
-    assert_eq!(why, "no shape is called \"gpt-4\"; there is llama-3-8b, llama-3-70b, smollm2-135m");
+    assert_eq!(why, "no shape is called \"gpt-4\"; there is llama-3-8b, llama-3-70b, llama-3.2-1b, smollm2-135m");
     assert!(crate::Entry::of_shape("tiny").is_ok() && crate::Entry::of_shape("gpt-4").is_err());
     let refused = load(&tiny("q4", 0)).err().unwrap().to_string();
     assert_eq!(refused, "dtype q4: unknown; f32, f16 and bf16 are");

@@ -17,7 +17,7 @@ use super::call::{Call, Element, Gpu};
 use super::graph::Captured;
 use super::params::Ptr;
 use super::product::{Library, Out};
-use super::stream::{self, Stream, Work};
+use super::stream::{self, Stream, Work, check_send};
 
 /// One file of machine code for all the GPUs of the build, see build.rs.
 const IMAGES: [&[u8]; 6] = [
@@ -339,13 +339,17 @@ impl Stream for Kernels {
         staged.memory.as_mut_slice().map_err(Error::wrap)
     }
 
-    fn send(&self, staged: &mut Staged, bytes: usize, to: &mut Memory) -> Result<()> {
+    fn send(&self, staged: &mut Staged, bytes: usize, to: &mut Memory, at: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let words = self.ready(staged)?;
+        check_send(bytes, words.len() * 8, (at, to.slice.len()))?;
         // SAFETY: u64s as bytes, and no more than there are.
-        let sent = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), bytes.min(words.len() * 8)) };
+        let sent = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), bytes) };
         let (to, _) = to.slice.device_ptr_mut(&self.stream);
-        // SAFETY: the memory is as long, by the callers' sums; the host leaves the bytes alone until the event.
-        unsafe { copy::memcpy_htod_async(to, sent, self.stream.cu_stream()) }.map_err(Error::wrap)?;
+        // SAFETY: the memory has room for them, as was checked; the host leaves the bytes alone until the event.
+        unsafe { copy::memcpy_htod_async(to + at as u64, sent, self.stream.cu_stream()) }.map_err(Error::wrap)?;
         staged.event.record(&self.stream).map_err(Error::wrap)
     }
 

@@ -13,7 +13,7 @@ use super::check::{Held, Machine};
 use super::emulator::{Emulator, Host};
 use super::params::Ptr;
 use super::product::{Library, Out};
-use super::stream::{Memory, Stream, Work};
+use super::stream::{Memory, Stream, Work, check_send};
 
 pub struct Emulated {
     emulator: Emulator,
@@ -157,9 +157,9 @@ impl Stream for Emulated {
         Ok(unsafe { std::slice::from_raw_parts_mut(staged.memory.ptr().0 as *mut u64, staged.memory.bytes / 8) })
     }
 
-    fn send(&self, staged: &mut Staged, bytes: usize, to: &mut Plain) -> Result<()> {
-        let bytes = bytes.min(staged.memory.bytes).min(to.bytes);
-        staged.after = self.queue(Queued::Copy { from: staged.memory.ptr(), to: to.ptr(), bytes });
+    fn send(&self, staged: &mut Staged, bytes: usize, to: &mut Plain, at: usize) -> Result<()> {
+        check_send(bytes, staged.memory.bytes, (at, to.bytes))?;
+        staged.after = self.queue(Queued::Copy { from: staged.memory.ptr(), to: to.ptr().at(at), bytes });
         Ok(())
     }
 

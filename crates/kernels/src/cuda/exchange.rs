@@ -79,7 +79,7 @@ impl<S: Stream> Exchange<S> {
         let mut inputs = layout.inputs(stream.ready(&mut self.up[slot])?);
         inputs.clear();
         fill(&mut inputs);
-        stream.send(&mut self.up[slot], bytes, &mut self.inputs)?;
+        stream.send(&mut self.up[slot], bytes, &mut self.inputs, 0)?;
         run(stream)?;
         stream.fetch(&self.chosen, choices * 4, &mut self.down[slot])?;
         Ok(Sent { slot, choices })

@@ -21,6 +21,7 @@ pub mod params;
 pub mod product;
 pub mod rows;
 pub mod stream;
+pub mod upload;
 pub mod weight;
 
 #[cfg(any(test, feature = "emulator"))]

@@ -62,8 +62,8 @@ pub trait Stream {
     /// Waits until the device has done with it; then it is the host's to read and write.
     fn ready<'a>(&self, staged: &'a mut Self::Staged) -> Result<&'a mut [u64]>;
 
-    /// Begins to copy its first `bytes` to the start of `to`.
-    fn send(&self, staged: &mut Self::Staged, bytes: usize, to: &mut Self::Memory) -> Result<()>;
+    /// Begins to copy its first `bytes` to `at` in `to`; an error where they do not fit.
+    fn send(&self, staged: &mut Self::Staged, bytes: usize, to: &mut Self::Memory, at: usize) -> Result<()>;
 
     /// Begins to copy all of a memory into another one of the same size.
     fn copy(&self, from: &Self::Memory, to: &mut Self::Memory) -> Result<()>;
@@ -73,4 +73,12 @@ pub trait Stream {
 
     /// Begins to copy the first `bytes` of `from` into it.
     fn fetch(&self, from: &Self::Memory, bytes: usize, staged: &mut Self::Staged) -> Result<()>;
+}
+
+/// Whether so many bytes are staged, and have room from `at` on.
+pub fn check_send(bytes: usize, staged: usize, (at, room): (usize, usize)) -> Result<()> {
+    if bytes > staged || at.checked_add(bytes).is_none_or(|end| end > room) {
+        candle_core::bail!("{bytes} bytes of {staged} staged ones to {at} of {room}");
+    }
+    Ok(())
 }

@@ -69,7 +69,14 @@ impl Packing {
     }
 }
 
-/// The two planes of a weight, to be copied to the device as they are.
+/// Where the two planes of some rows go, each of the bytes that `Packing::bytes` says: pieces of the host's memory that the
+/// device copies as they are. What was in them before does not matter.
+pub struct Planes<'a> {
+    pub quants: &'a mut [u8],
+    pub scales: &'a mut [u8],
+}
+
+/// The two planes of a weight in memory of their own.
 #[derive(Debug)]
 pub struct Packed {
     pub packing: Packing,
@@ -79,37 +86,53 @@ pub struct Packed {
     pub scales: Vec<u8>,
 }
 
-/// Plain weights, row-major, two bytes each.
-pub fn plain(bytes: &[u8], rows: usize, k: usize) -> Result<Packed, String> {
-    let mut packed = empty(Packing::Plain, rows, k)?;
-    if bytes.len() != packed.quants.len() {
-        return Err(format!("a plain weight of [{rows}, {k}] is {} bytes, not {}", packed.quants.len(), bytes.len()));
+impl Packed {
+    /// `fill` is one of the functions below.
+    pub fn new(
+        packing: Packing,
+        rows: usize,
+        k: usize,
+        fill: impl FnOnce(Planes) -> Result<(), String>,
+    ) -> Result<Packed, String> {
+        let (quants, scales) = packing.bytes(rows, k);
+        let mut packed = Packed { packing, rows, k, quants: vec![0; quants], scales: vec![0; scales] };
+        fill(Planes { quants: &mut packed.quants, scales: &mut packed.scales })?;
+        Ok(packed)
     }
-    packed.quants.copy_from_slice(bytes);
-    Ok(packed)
+}
+
+/// Plain weights, row-major, two bytes each.
+pub fn plain(bytes: &[u8], rows: usize, k: usize, to: Planes) -> Result<(), String> {
+    check(Packing::Plain, rows, k, &to)?;
+    if bytes.len() != to.quants.len() {
+        return Err(format!("a plain weight of [{rows}, {k}] is {} bytes, not {}", to.quants.len(), bytes.len()));
+    }
+    to.quants.copy_from_slice(bytes);
+    Ok(())
 }
 
 /// GGUF blocks of Q8_0, Q4_0 or Q4_1, row-major. Nothing is rounded.
-pub fn blocks(packing: Packing, bytes: &[u8], rows: usize, k: usize) -> Result<Packed, String> {
+pub fn blocks(packing: Packing, bytes: &[u8], rows: usize, k: usize, mut to: Planes) -> Result<(), String> {
     let head = match packing {
         Packing::Q8_0 | Packing::Q4_0 => 2,
         Packing::Q4_1 => 4,
         other => return Err(format!("{} comes in no blocks", other.name())),
     };
-    let mut packed = empty(packing, rows, k)?;
+    check(packing, rows, k, &to)?;
     let body = if packing == Packing::Q8_0 { CHUNK } else { CHUNK / 2 };
     let (per_row, expected) = (k / CHUNK, rows * (k / CHUNK) * (head + body));
     if bytes.len() != expected {
         return Err(format!("a {} weight of [{rows}, {k}] is {expected} bytes, not {}", packing.name(), bytes.len()));
     }
+    clear(&mut to);
     let groups = packing.groups(k);
     let chunks = packing.group() / CHUNK;
     for (index, block) in bytes.chunks_exact(head + body).enumerate() {
         let (row, chunk) = (index / per_row, index % per_row);
         let (head, body) = block.split_at(head);
         let scales = (row * groups * chunks + chunk) * head.len();
-        packed.scales[scales..][..head.len()].copy_from_slice(head);
-        let group = &mut packed.quants[(row * groups + chunk / chunks) * GROUP_BYTES..][..GROUP_BYTES];
+        to.scales[scales..][..head.len()].copy_from_slice(head);
+        let group = &mut to.quants[(row * groups + chunk / chunks) * GROUP_BYTES..][..GROUP_BYTES];
         for i in 0..CHUNK {
             match packing {
                 Packing::Q8_0 => group[byte_place(chunk % chunks, i)] = body[i],
@@ -120,41 +143,51 @@ pub fn blocks(packing: Packing, bytes: &[u8], rows: usize, k: usize) -> Result<P
             }
         }
     }
-    Ok(packed)
+    Ok(())
 }
 
 /// Rounds `[rows, k]` to eight bits with a scale per row: the greatest of a row becomes 127 or 448.
-pub fn scale_rows(packing: Packing, values: &[f32], rows: usize, k: usize) -> Result<Packed, String> {
+pub fn scale_rows(packing: Packing, values: &[f32], rows: usize, k: usize, mut to: Planes) -> Result<(), String> {
     let most = match packing {
         Packing::Int8 => 127.0,
         Packing::Fp8 => E4M3_MAX,
         other => return Err(format!("{} has no scale per row", other.name())),
     };
-    let mut packed = empty(packing, rows, k)?;
+    check(packing, rows, k, &to)?;
     if values.len() != rows * k {
         return Err(format!("a weight of [{rows}, {k}] has {} values, not {}", rows * k, values.len()));
     }
+    clear(&mut to);
     let groups = packing.groups(k);
     for (row, values) in values.chunks_exact(k).enumerate() {
         let greatest = values.iter().fold(0f32, |most, v| most.max(v.abs()));
         let scale = if greatest > 0.0 { greatest / most } else { 1.0 };
-        packed.scales[row * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+        to.scales[row * 4..][..4].copy_from_slice(&scale.to_le_bytes());
         for (at, value) in values.iter().enumerate() {
-            let group = &mut packed.quants[(row * groups + at / 64) * GROUP_BYTES..][..GROUP_BYTES];
+            let group = &mut to.quants[(row * groups + at / 64) * GROUP_BYTES..][..GROUP_BYTES];
             let value = value / scale;
             let byte = if packing == Packing::Int8 { value.round_ties_even() as i8 as u8 } else { e4m3(value) };
             group[byte_place(at % 64 / CHUNK, at % CHUNK)] = byte;
         }
     }
-    Ok(packed)
+    Ok(())
 }
 
-fn empty(packing: Packing, rows: usize, k: usize) -> Result<Packed, String> {
+fn check(packing: Packing, rows: usize, k: usize, to: &Planes) -> Result<(), String> {
     if rows == 0 || k == 0 || !k.is_multiple_of(CHUNK) {
         return Err(format!("no weight of [{rows}, {k}]: rows come in chunks of {CHUNK}"));
     }
-    let (quants, scales) = packing.bytes(rows, k);
-    Ok(Packed { packing, rows, k, quants: vec![0; quants], scales: vec![0; scales] })
+    let (needed, there) = (packing.bytes(rows, k), (to.quants.len(), to.scales.len()));
+    if needed != there {
+        return Err(format!("the planes of [{rows}, {k}] in {} are {needed:?} bytes, not {there:?}", packing.name()));
+    }
+    Ok(())
+}
+
+/// Nibbles are added to what is there, and the last group of a row may be half empty.
+fn clear(to: &mut Planes) {
+    to.quants.fill(0);
+    to.scales.fill(0);
 }
 
 /// Where in a group the value `i` of a chunk of 8-bit values is.

@@ -20,11 +20,10 @@ const SETTLED: Duration = Duration::from_secs(2);
 pub(super) fn hash(cache: &Path, path: &Path, seen: &mut dyn FnMut(u64)) -> io::Result<(String, u64)> {
     let record = record(cache, path)?;
     let about = fs::metadata(path)?;
-    let stamp = Stamp::of(&about).to_text();
-    let kept = fs::read_to_string(&record).unwrap_or_default();
-    if let Some(hex) = kept.strip_prefix(&stamp).filter(|hex| is_digest(hex)) {
-        return Ok((hex.to_owned(), about.len()));
+    if let Kept::Same(hex) = kept(&record, &about) {
+        return Ok((hex, about.len()));
     }
+    let stamp = Stamp::of(&about).to_text();
     let (hex, size) = cache::hash(path, seen)?;
     let after = fs::metadata(path)?;
     let settled = SystemTime::now().duration_since(after.modified()?).is_ok_and(|age| age >= SETTLED);
@@ -35,6 +34,29 @@ pub(super) fn hash(cache: &Path, path: &Path, seen: &mut dyn FnMut(u64)) -> io::
         tracing::debug!("{}: its digest is not remembered: {error}", path.display());
     }
     Ok((hex, size))
+}
+
+/// What is remembered of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    Nothing,
+    /// It is as it was when it had this digest.
+    Same(String),
+    /// It was another one then.
+    Changed,
+}
+
+/// The same without reading the file.
+pub(super) fn look(cache: &Path, path: &Path) -> io::Result<Kept> {
+    Ok(kept(&record(cache, path)?, &fs::metadata(path)?))
+}
+
+fn kept(record: &Path, about: &fs::Metadata) -> Kept {
+    let Ok(kept) = fs::read_to_string(record) else { return Kept::Nothing };
+    match kept.strip_prefix(&Stamp::of(about).to_text()).filter(|hex| is_digest(hex)) {
+        Some(hex) => Kept::Same(hex.to_owned()),
+        None => Kept::Changed,
+    }
 }
 
 /// Where the digest of this file is remembered.
@@ -96,6 +118,19 @@ mod tests {
         settled(&file, "three");
         assert_eq!(read(&cache, &file).unwrap(), (hex::encode(Sha256::digest("three")), 5));
         assert!(read(&cache, &folder.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn a_look_says_what_is_remembered_and_reads_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (cache, file) = (folder.path().join("cache"), folder.path().join("weights"));
+        settled(&file, "one");
+        assert_eq!(look(&cache, &file).unwrap(), Kept::Nothing);
+        let (hex, _) = read(&cache, &file).unwrap();
+        assert_eq!(look(&cache, &file).unwrap(), Kept::Same(hex));
+        fs::write(&file, "two").unwrap();
+        assert_eq!(look(&cache, &file).unwrap(), Kept::Changed);
+        assert!(look(&cache, &folder.path().join("absent")).is_err());
     }
 
     #[test]

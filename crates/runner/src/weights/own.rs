@@ -13,10 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use super::cache::{self, Cache};
 use super::declared::{Uri, uri};
+use super::known::{self, Kept};
 use super::lock::{Entry, LockedFile};
 use super::mirror::{Place, Source};
 use super::verify::{Checked, verify_with};
-use super::{Options, Progress, fetch, hub, known};
+use super::{Options, Progress, fetch, hub};
+
+const REPIN: &str = "If that was meant, `pinion weights lock` pins what is there now";
 
 /// A set and the folder that its paths are relative to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +81,30 @@ impl Own {
         Ok(self.entry.files.iter().map(&mut look).collect())
     }
 
+    /// Refuses what can be seen to be altered without reading a file: one that is not there, has another size, or was read
+    /// since it changed and has other bytes. The others that changed since they were read are noted: a load reads them.
+    pub fn glance(&self, options: &Options) -> Result<Vec<String>, PredictError> {
+        let mut notes = Vec::new();
+        let Some(roots) = self.roots() else { return Ok(notes) };
+        for file in &self.entry.files {
+            let path = self.found(&roots, file)?;
+            let size = fs::metadata(&path).map_err(|e| self.refuse(file, &e))?.len();
+            if size != file.size {
+                let why = format!("was altered: {} bytes are locked, {size} are there", file.size);
+                return Err(self.refuse(file, &format!("{why}. {REPIN}")));
+            }
+            match known::look(&options.cache_dir, &path).map_err(|e| self.refuse(file, &e))? {
+                Kept::Same(hex) => self.as_locked(file, &(hex, size))?,
+                Kept::Changed => notes.push(format!(
+                    "weights {}: {} changed since its bytes were compared with the lock; they are compared when it is loaded",
+                    self.entry.name, file.path
+                )),
+                Kept::Nothing => {}
+            }
+        }
+        Ok(notes)
+    }
+
     /// The folders and files of this machine that all of it comes from; none where something else is needed too, or
     /// where they are not here (an imported bundle lies in the cache).
     fn roots(&self) -> Option<Vec<PathBuf>> {
@@ -113,27 +140,32 @@ impl Own {
         options: &Options,
         report: &mut dyn FnMut(Progress),
     ) -> Result<(), PredictError> {
-        let refuse = |file: &LockedFile, why: &dyn std::fmt::Display| {
-            PredictError::Operator(format!("weights {}: {} {why}", self.entry.name, file.path))
-        };
+        let refuse = |file: &LockedFile, why: &dyn std::fmt::Display| self.refuse(file, why);
         for file in &self.entry.files {
-            let Some(path) = find(roots, file) else {
-                return Err(refuse(file, &"is locked, and is not there"));
-            };
+            let path = self.found(roots, file)?;
             let (name, total) = (file.path.as_str(), file.size);
             let mut seen = |done: u64| {
                 report(Progress::Bytes { file: name, source: "folder", done: done.min(total), total });
             };
             let got = known::hash(&options.cache_dir, &path, &mut seen).map_err(|e| refuse(file, &e))?;
-            as_locked(file, &got).map_err(|why| {
-                let how = "If that was meant, `pinion weights lock` pins what is there now";
-                refuse(file, &format!("{why}. {how}"))
-            })?;
+            self.as_locked(file, &got)?;
             super::refuse_pickle(&file.path, &path).map_err(|why| refuse(file, &why))?;
             let path = path.canonicalize().map_err(|e| refuse(file, &e))?;
             cache.link_to(&self.entry, file, &path).map_err(|e| refuse(file, &e))?;
         }
         Ok(())
+    }
+
+    fn found(&self, roots: &[PathBuf], file: &LockedFile) -> Result<PathBuf, PredictError> {
+        find(roots, file).ok_or_else(|| self.refuse(file, &"is locked, and is not there"))
+    }
+
+    fn as_locked(&self, file: &LockedFile, got: &(String, u64)) -> Result<(), PredictError> {
+        as_locked(file, got).map_err(|why| self.refuse(file, &format!("{why}. {REPIN}")))
+    }
+
+    fn refuse(&self, file: &LockedFile, why: &dyn std::fmt::Display) -> PredictError {
+        PredictError::Operator(format!("weights {}: {} {why}", self.entry.name, file.path))
     }
 }
 

@@ -61,9 +61,18 @@ pub fn lock_path(name: &str, path: &Path) -> Result<Entry, PredictError> {
     lock_by(name, path, &mut |file, _, _| cache::hash(file, |_| {}))
 }
 
-/// The same, but a file that is as it was when it was hashed last is not read again: `known` has the conditions.
-pub fn lock_known(name: &str, path: &Path, options: &Options) -> Result<Entry, PredictError> {
-    lock_by(name, path, &mut |file, _, _| known::hash(&options.cache_dir, file, &mut |_| {}))
+/// The same, but a file that is as it was when it was hashed last is not read again: `known` has the conditions. `report`
+/// hears of those that are read.
+pub fn lock_known(
+    name: &str,
+    path: &Path,
+    options: &Options,
+    report: &mut dyn FnMut(Progress),
+) -> Result<Entry, PredictError> {
+    lock_by(name, path, &mut |at, file, total| {
+        let mut seen = |done: u64| report(Progress::Bytes { file, source: "folder", done: done.min(total), total });
+        known::hash(&options.cache_dir, at, &mut seen)
+    })
 }
 
 /// Hashes a file: where it lies, its path in the set, its size.

@@ -227,7 +227,8 @@ fn sample(random: &mut Random, packing: Packing, element: Element, rows: usize, 
             let bits: Vec<u16> = random.normal(count).into_iter().map(|v| element.bits(v)).collect();
             let bytes: Vec<u8> = bits.iter().flat_map(|b| b.to_le_bytes()).collect();
             let values = bits.into_iter().map(|b| element.value(b)).collect();
-            Sample { packed: weight::plain(&bytes, rows, k).unwrap(), values }
+            let packed = Packed::new(packing, rows, k, |to| weight::plain(&bytes, rows, k, to)).unwrap();
+            Sample { packed, values }
         }
         Packing::Q8_0 | Packing::Q4_0 | Packing::Q4_1 => {
             let (mut bytes, mut values) = (Vec::new(), Vec::new());
@@ -248,7 +249,8 @@ fn sample(random: &mut Random, packing: Packing, element: Element, rows: usize, 
                 }));
                 bytes.extend(body);
             }
-            Sample { packed: weight::blocks(packing, &bytes, rows, k).unwrap(), values }
+            let packed = Packed::new(packing, rows, k, |to| weight::blocks(packing, &bytes, rows, k, to)).unwrap();
+            Sample { packed, values }
         }
         Packing::Int8 | Packing::Fp8 => {
             // Values that eight bits hold exactly, so that rounding is another test's matter.
@@ -265,7 +267,7 @@ fn sample(random: &mut Random, packing: Packing, element: Element, rows: usize, 
                 }));
                 values[row] = if packing == Packing::Int8 { 127.0 } else { 448.0 } * scale;
             }
-            let packed = weight::scale_rows(packing, &values, rows, k).unwrap();
+            let packed = Packed::new(packing, rows, k, |to| weight::scale_rows(packing, &values, rows, k, to)).unwrap();
             Sample { packed, values: values.into_iter().map(f64::from).collect() }
         }
     }

@@ -5,6 +5,7 @@ use crate::cuda::call::Gpu;
 use crate::cuda::params::Ptr;
 use crate::cuda::product;
 use crate::cuda::rows::{self, Choice};
+use crate::cuda::weight::Planes;
 
 #[test]
 fn eight_bits_round_to_the_nearest() {
@@ -15,7 +16,7 @@ fn eight_bits_round_to_the_nearest() {
         let mut values: Vec<f32> =
             (0..k).map(|_| (random.uniform() - 0.5) * 2f32.powi(random.below(22) as i32 - 13)).collect();
         values[5] = 448.0;
-        let packed = weight::scale_rows(Packing::Fp8, &values, 1, k).unwrap();
+        let packed = Packed::new(Packing::Fp8, 1, k, |to| weight::scale_rows(Packing::Fp8, &values, 1, k, to)).unwrap();
         for (i, value) in values.iter().enumerate() {
             let place = i % 32 / 8 * 16 + i / 32 * 8 + i % 8 / 4 * 4 + [0, 2, 1, 3][i % 4];
             let got = e4m3_value(packed.quants[place]).unwrap();
@@ -27,19 +28,44 @@ fn eight_bits_round_to_the_nearest() {
 
 #[test]
 fn a_weight_of_another_size_is_refused_with_both() {
-    assert_eq!(weight::plain(&[0; 100], 2, 32).unwrap_err(), "a plain weight of [2, 32] is 128 bytes, not 100");
+    let refused =
+        |packing, k, fill: &dyn Fn(Planes) -> Result<(), String>| Packed::new(packing, 2, k, fill).unwrap_err();
+    let plain = |to: Planes| weight::plain(&[0; 100], 2, 32, to);
+    assert_eq!(refused(Packing::Plain, 32, &plain), "a plain weight of [2, 32] is 128 bytes, not 100");
+    let blocks = |to: Planes| weight::blocks(Packing::Q4_1, &[0; 39], 2, 32, to);
+    assert_eq!(refused(Packing::Q4_1, 32, &blocks), "a q4_1 weight of [2, 32] is 40 bytes, not 39");
+    let uneven = |to: Planes| weight::blocks(Packing::Q8_0, &[], 2, 48, to);
+    assert_eq!(refused(Packing::Q8_0, 48, &uneven), "no weight of [2, 48]: rows come in chunks of 32");
+    let rows = |to: Planes| weight::scale_rows(Packing::Int8, &[0.0; 3], 2, 32, to);
+    assert_eq!(refused(Packing::Int8, 32, &rows), "a weight of [2, 32] has 64 values, not 3");
+    let elsewhere = |to: Planes| weight::plain(&[0; 64], 1, 32, to);
     assert_eq!(
-        weight::blocks(Packing::Q4_1, &[0; 39], 2, 32).unwrap_err(),
-        "a q4_1 weight of [2, 32] is 40 bytes, not 39"
+        refused(Packing::Plain, 32, &elsewhere),
+        "the planes of [1, 32] in plain are (64, 0) bytes, not (128, 0)"
     );
-    assert_eq!(
-        weight::blocks(Packing::Q8_0, &[], 2, 48).unwrap_err(),
-        "no weight of [2, 48]: rows come in chunks of 32"
-    );
-    assert_eq!(
-        weight::scale_rows(Packing::Int8, &[0.0; 3], 1, 32).unwrap_err(),
-        "a weight of [1, 32] has 32 values, not 3"
-    );
+}
+
+#[test]
+fn what_was_in_the_planes_before_does_not_matter() {
+    let mut random = Random::fresh();
+    // Half of the last group of a row is empty.
+    let (rows, k) = (3, 96);
+    for packing in Packing::ALL {
+        let (quants, scales) = packing.bytes(rows, k);
+        let (mut quants, mut scales) = (vec![0xa5; quants], vec![0xa5; scales]);
+        let values = random.normal(rows * k);
+        let bytes = vec![0x3c; rows * k / 32 * 20];
+        let fill = |to: Planes| match packing {
+            Packing::Plain => weight::plain(&[7; 2 * 3 * 96], rows, k, to),
+            Packing::Q8_0 => weight::blocks(packing, &[7; 3 * 3 * 34], rows, k, to),
+            Packing::Q4_0 => weight::blocks(packing, &[7; 3 * 3 * 18], rows, k, to),
+            Packing::Q4_1 => weight::blocks(packing, &bytes, rows, k, to),
+            Packing::Int8 | Packing::Fp8 => weight::scale_rows(packing, &values, rows, k, to),
+        };
+        fill(Planes { quants: &mut quants, scales: &mut scales }).unwrap();
+        let fresh = Packed::new(packing, rows, k, fill).unwrap();
+        assert!(fresh.quants == quants && fresh.scales == scales, "{}, seed {}", packing.name(), random.seed);
+    }
 }
 
 /// Q4_K by its definition in ggml: eight sub-blocks of 32, six-bit scales and minima in twelve bytes.

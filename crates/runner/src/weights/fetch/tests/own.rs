@@ -66,6 +66,40 @@ fn one_bit_a_cut_a_link_and_a_gap_are_drift() {
 }
 
 #[test]
+fn a_glance_refuses_what_shows_without_reading_and_notes_what_does_not() {
+    let here = Here::new();
+    let folder = here.folder.path().join("mine");
+    let own = own(&folder, &here);
+    let file = folder.join("unet/w");
+    let glance = || own.glance(&here.options).map_err(|error| error.text().to_owned());
+    // As of an hour ago, or its digest would not be remembered.
+    let settled = |bytes: &[u8]| {
+        fs::write(&file, bytes).unwrap();
+        let file = fs::File::options().write(true).open(&file).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+    };
+    settled(&content());
+    assert_eq!(glance().unwrap(), [String::new(); 0], "nobody has read it since");
+    own.ensure(&here.options, &mut |_| {}).unwrap();
+    assert_eq!(glance().unwrap(), [String::new(); 0]);
+
+    let mut bit = content();
+    bit[150_000] ^= 1;
+    fs::write(&file, &bit).unwrap();
+    let notes = glance().unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("unet/w changed since"), "{notes:?}");
+    settled(&bit);
+    own.ensure(&here.options, &mut |_| {}).unwrap_err();
+    let said = glance().unwrap_err();
+    assert!(said.contains("unet/w was altered: 300000 bytes and sha256:"), "read once, and refused since: {said}");
+    fs::write(&file, &content()[1..]).unwrap();
+    let said = glance().unwrap_err();
+    assert!(said.contains("300000 bytes are locked, 299999 are there. If that was meant"), "{said}");
+    fs::remove_file(&file).unwrap();
+    assert!(glance().unwrap_err().contains("unet/w is locked, and is not there"));
+}
+
+#[test]
 fn a_lock_that_changes_under_a_server_changes_nothing() {
     let here = Here::new();
     let folder = here.folder.path().join("mine");
