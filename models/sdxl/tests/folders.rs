@@ -62,7 +62,7 @@ fn a_vae_beside_the_index_is_used_in_place_of_the_folders_own() {
 #[test]
 fn a_net_that_only_paints_over_images_paints_and_refuses_everything_else_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    write("sdxl-tiny-inpaint", folder.path());
+    write("sdxl-tiny-inpaint", folder.path(), 0);
     let mut model = model(folder.path());
     let asked = |seed: u64| json!({"image": example("plain.png"), "mask": example("mask.png"), "seed": seed});
     let (one, other) = (images(&run(&mut *model, asked(1))), images(&run(&mut *model, asked(2))));
