@@ -60,7 +60,7 @@ impl Learned {
     pub fn fit(&self, opened: &Opened) -> Result<(), PredictError> {
         for (component, vectors) in [Component::Text1, Component::Text2].into_iter().zip(&self.vectors) {
             let (folder, width) = (component.folder(), vectors.dims()[1]);
-            let needed = opened.text_config(component).map_or(0, |config| config.hidden);
+            let needed = opened.text_config(component).map_or(0, |config| config.tower.hidden);
             if width != needed {
                 let why = format_args!("vectors of {width} features for {folder}, which has {needed}");
                 return Err(refuse(&self.file, &why));
