@@ -126,6 +126,8 @@ fn refuse(why: &dyn std::fmt::Display) -> PredictError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Entry<'a> = (&'a str, EntryType, &'a [u8]);
@@ -190,6 +192,23 @@ mod tests {
         let many: Vec<String> = (0..=3 * MAX_MEMBERS).map(|number| number.to_string()).collect();
         let many: Vec<Entry> = many.iter().map(|name| (name.as_str(), plain, &b""[..])).collect();
         assert!(refusal(&many).contains("more than 1024 members"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_mutated_archive_is_read_or_refused_and_never_panics(
+            changes in prop::collection::vec((0_usize..3_584, any::<u8>()), 1..12),
+        ) {
+            let mtime = ("x", EntryType::XHeader, &b"22 mtime=1693526400.5\n"[..]);
+            let file = tar(&[mtime, ("a.txt", EntryType::Regular, b"one"), ("b.txt", EntryType::Regular, b"two")]);
+            let mut bytes = std::fs::read(file.path()).unwrap();
+            changes.into_iter().for_each(|(place, value)| bytes[place] = value);
+            std::fs::write(file.path(), &bytes).unwrap();
+            for member in members(file.path()).unwrap_or_default() {
+                prop_assert!(member.range.end <= bytes.len() as u64);
+                member.read(file.path(), bytes.len() as u64).unwrap();
+            }
+        }
     }
 
     #[test]

@@ -118,9 +118,7 @@ impl SafeTensors {
         let path = file.path().to_owned();
         let unusable = |why: &dyn std::fmt::Display| match begins_like_pickle(&file) {
             true => refuse(&path, &"is a Python pickle, which runs code when it is loaded; convert it to safetensors"),
-            false => {
-                refuse(&path, &format_args!("not a usable safetensors file of {} bytes: {why}", file.len()))
-            }
+            false => refuse(&path, &format_args!("not a usable safetensors file of {} bytes: {why}", file.len())),
         };
         let (header, metadata) = safetensors::SafeTensors::read_metadata(&file).map_err(|e| unusable(&e))?;
         let start = 8 + header;

@@ -21,13 +21,17 @@ fn with(path: &Path) -> Value {
 fn zeros(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let sizes = tensors.iter().map(|(_, shape)| 4 * shape.iter().product::<usize>());
     let data: Vec<Vec<u8>> = sizes.map(|size| vec![0; size]).collect();
-    let views = tensors.iter().zip(&data).map(|((name, shape), data)| {
-        (name.to_string(), TensorView::new(Dtype::F32, shape.to_vec(), data).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .zip(&data)
+        .map(|((name, shape), data)| (name.to_string(), TensorView::new(Dtype::F32, shape.to_vec(), data).unwrap()));
     safetensors::serialize(views, None).unwrap()
 }
 
-fn archive(folder: &Path, members: &[(&str, &[u8])]) -> PathBuf {
+/// Of an archive: names and contents.
+type Members<'a> = &'a [(&'a str, &'a [u8])];
+
+fn archive(folder: &Path, members: Members) -> PathBuf {
     let path = folder.join("trained_model.tar");
     let mut builder = tar::Builder::new(std::fs::File::create(&path).unwrap());
     for (name, content) in members {
@@ -85,21 +89,22 @@ fn a_lora_changes_its_own_prediction_and_one_for_another_architecture_is_refused
 #[test]
 fn the_hosted_trainers_archive_changes_nets_and_words_of_its_own_prediction() {
     let mut model = loaded(synth());
-    let asked = |prompt: &str, weights: bool| {
-        let mut input = if weights { with(&golden("trained.tar")) } else { json!({"seed": 1}) };
+    let asked = |prompt: &str, file: Option<&str>| {
+        let mut input = file.map_or_else(|| json!({"seed": 1}), |name| with(&golden(name)));
         input["prompt"] = prompt.into();
         input
     };
-    let plain = images(&run(&mut *model, asked("a TOK clock", false)));
-    let said = run(&mut *model, asked("a TOK clock", true));
+    let plain = images(&run(&mut *model, asked("a TOK clock", None)));
+    let said = run(&mut *model, asked("a TOK clock", Some("trained.tar")));
     assert!(said.logs.contains("\nPrompt: a <s0><s1> clock\n"), "{}", said.logs);
     let changed = images(&said);
     assert!(difference(&plain[0], &changed[0]) > 0.5, "{}", difference(&plain[0], &changed[0]));
-    // The LoRA alone is not all of it.
-    let said = run(&mut *model, asked("a tic clock", true));
+    // The same LoRA, and the words not learned.
+    let unlearned = images(&run(&mut *model, asked("a <s0><s1> clock", Some("lora-old.safetensors"))));
+    assert!(difference(&unlearned[0], &changed[0]) > 0.5, "{}", difference(&unlearned[0], &changed[0]));
+    let said = run(&mut *model, asked("a tic clock", Some("trained.tar")));
     assert!(said.logs.contains("none of the words that replicate_weights brings: <s0> <s1>\n"), "{}", said.logs);
-    assert!(difference(&images(&said)[0], &changed[0]) > 0.0);
-    assert!(images(&run(&mut *model, asked("a TOK clock", false)))[0] == plain[0], "the words are forgotten");
+    assert!(images(&run(&mut *model, asked("a TOK clock", None)))[0] == plain[0], "the words are forgotten");
 }
 
 #[test]
@@ -132,7 +137,7 @@ fn trained_weights_that_cannot_be_used_are_refused_at_once_with_the_reason() {
     let one = zeros(&[("text_encoders_0", &[2, 32])]);
     let unet = zeros(&[("conv_in.weight", &[320, 4, 3, 3])]);
     let stranger = zeros(&[("conv_in.weight", &[32, 4, 3, 3]), ("down_blocks.7.x.weight", &[1])]);
-    let cases: [(&[(&str, &[u8])], &str); 12] = [
+    let cases: [(Members, &str); 12] = [
         (
             &[("readme.txt", b"hello"), ("model.ckpt", b"x")],
             r#"none of lora.safetensors, unet.safetensors and embeddings.pti: of 2 files the first are ["readme.txt", "model.ckpt"]"#,

@@ -40,6 +40,27 @@ fn tensors_come_by_name_from_a_file_and_from_its_folder() {
 }
 
 #[test]
+fn a_part_of_a_file_is_a_file_of_its_own() {
+    let part = bytes(&[("w", Dtype::U8, &[3], &[1, 2, 3])]);
+    let whole = [&[9; 700][..], &part, &[9; 5]].concat();
+    let files = folder(&[("archive", &whole)]);
+    let path = files.path().join("archive");
+    let range = 700..700 + part.len() as u64;
+    let tensors = SafeTensors::open_part(&path, range.clone(), "w.safetensors").unwrap();
+    assert_eq!(tensors.tensor("w").unwrap().bytes, [1, 2, 3]);
+    tensors.advise_drop("w");
+    assert_eq!(tensors.tensor("w").unwrap().bytes, [1, 2, 3]);
+    for (range, expected) in [
+        (range.start..range.end + 5, "w.safetensors: not a usable safetensors file of"),
+        (range.start..range.end + 6, "w.safetensors: lies at bytes"),
+        (700..700, "w.safetensors: lies at bytes 700..700"),
+    ] {
+        let said = SafeTensors::open_part(&path, range, "w.safetensors").err().unwrap();
+        assert!(said.text().starts_with(expected), "{said}");
+    }
+}
+
+#[test]
 fn a_slice_along_any_dimension_is_what_it_says() {
     // [2, 3, 2] of u8, so that an element is its own number.
     let data: Vec<u8> = (0..12).collect();
