@@ -1,6 +1,7 @@
 //! What no single file of this folder can promise: equality with the references, and weights from wherever they lie.
 
 mod files;
+mod gpu;
 mod nets;
 mod pipelines;
 mod predictions;
