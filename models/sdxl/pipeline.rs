@@ -17,6 +17,7 @@ use super::input::{Asked, MAX_SIDE};
 use super::running::{Now, Running};
 use super::safety::Checker;
 use super::scheduler::Config;
+use super::unet::Unet;
 use super::weights::{Component, Load, Opened};
 
 const MAX_THREADS: usize = 1024;
@@ -39,7 +40,7 @@ impl Model for Sdxl {
         let files = Files::open(&spec.weights, report)?;
         let (device, pool) = (runner::device::pick(&spec.device)?, Arc::new(Pool::new(1)));
         let load = Load { device: &device, pool: &pool, precision: precision(spec)?, adapter: None };
-        Ok(files.bytes(load)? + files.scratch())
+        Ok(files.bytes(load)? + files.scratch(&device))
     }
 
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
@@ -83,6 +84,7 @@ impl Pipeline {
         alone(spec)?;
         let files = Files::open(&spec.weights, report)?;
         let device = runner::device::pick(&spec.device)?;
+        kernels::op::prepare(&device).map_err(|error| runner::device::fault(&error))?;
         let threads = spec.threads.map_or_else(|| runner::device::cpu().cores, |threads| threads as usize);
         if threads == 0 || threads > MAX_THREADS {
             return Err(PredictError::Operator(format!("threads is {threads}; 1 to {MAX_THREADS}")));
@@ -93,6 +95,9 @@ impl Pipeline {
         let began = Instant::now();
         let generator = files.generator(&setting, None, report)?;
         let checker = files.base.checker(setting.load())?;
+        if !setting.device.is_cpu() {
+            report(&on_gpu(&generator.base.unet));
+        }
         let bytes = files.bytes(setting.load())?;
         let with = |has: bool| if has { "with" } else { "without" };
         let (refiner, checked) = (with(files.refiner.is_some()), with(checker.is_some()));
@@ -253,11 +258,13 @@ impl Files {
     }
 
     /// The most that a step takes beside the weights, of the largest image that can be asked for.
-    fn scratch(&self) -> u64 {
+    fn scratch(&self, device: &Device) -> u64 {
         let side = MAX_SIDE / self.base.vae_config().factor();
         let nets = [Some(&self.base), self.refiner.as_ref()].into_iter().flatten();
         let calls = nets.map(|opened| cost::call_bytes(opened.unet_config(), 2, side, side));
-        calls.chain([cost::decode_bytes(self.base.vae_config(), side, side)]).max().unwrap_or_default()
+        let most = calls.chain([cost::decode_bytes(self.base.vae_config(), side, side)]).max().unwrap_or_default();
+        // A GPU puts a convolution's windows side by side.
+        most + if device.is_cpu() { 0 } else { kernels::op::WINDOW_BYTES as u64 }
     }
 
     /// Of decoding an image of so many pixels.
@@ -280,6 +287,18 @@ fn alone(spec: &LoadSpec) -> Result<(), PredictError> {
         Some(n) => {
             Err(PredictError::Operator(format!("concurrency is {n}; an SDXL draws for one prediction at a time")))
         }
+    }
+}
+
+/// How a net is computed on a GPU, for the log: what our kernels do not take is said, since it is slow.
+pub fn on_gpu(unet: &Unet) -> String {
+    let dtype = unet.activations().as_str();
+    match unet.composed_heads().as_slice() {
+        [] => format!("our CUDA kernels run it in {dtype}"),
+        dims => format!(
+            "our CUDA kernels run it in {dtype}, but attention over heads of {dims:?} is composed of candle's ops: the kernel takes \
+             heads of 64 in f16 and bf16"
+        ),
     }
 }
 

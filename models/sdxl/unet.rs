@@ -261,6 +261,16 @@ impl Unet {
         self.conv_in.activations()
     }
 
+    /// Widths of heads whose attention our kernel does not run on this device, each once.
+    pub fn composed_heads(&self) -> Vec<usize> {
+        let levels = self.config.levels.iter().filter(|level| level.depth > 0);
+        let mut dims: Vec<usize> = levels.map(|level| level.channels / level.heads).collect();
+        dims.sort_unstable();
+        dims.dedup();
+        dims.retain(|dim| !op::attends_in_one_kernel(&self.device, self.activations(), *dim));
+        dims
+    }
+
     /// Multiplications and additions of one forward for one image of `height` x `width` latent pixels under a text of
     /// `tokens`: what the expected time and the share of the machine's peak are told from.
     pub fn operations(&self, height: usize, width: usize, tokens: usize) -> u64 {

@@ -306,7 +306,7 @@ impl Opened {
 
     fn vae_precision(&self, load: Load) -> Option<DType> {
         // On the CPU weights of 16 bits meet activations of 32.
-        let safe = load.device.is_cpu() || !self.vae.force_upcast || load.precision == Some(DType::BF16);
+        let safe = !kernels::op::gpu(load.device) || !self.vae.force_upcast || load.precision == Some(DType::BF16);
         if safe { load.precision } else { Some(DType::F32) }
     }
 

@@ -52,12 +52,11 @@ template <class T, int DIM> DEVICE void attend(const Attend& p) {
     sweep.start();
     /// How many positions rows g and g + 8 of this warp see; none behind the last row.
     int sees[2];
-    size_t at[2];
+    auto row_of = [&](int r) { return first + warp * 16 + r * 8 + g; };
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        int row = first + warp * 16 + r * 8 + g;
+        int row = row_of(r);
         sees[r] = row < p.rows ? min(p.seen, row + p.ahead) : 0;
-        at[r] = (size_t(part) * p.rows + row) * p.heads * DIM + head * DIM;
 #pragma unroll
         for (int chunk = 0; chunk < DIM / 32; chunk++) {
             uint4 q = no_bits();
@@ -107,6 +106,7 @@ template <class T, int DIM> DEVICE void attend(const Attend& p) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float total = sweep.total(r);
-        if (sees[r] > 0) sweep.write(r, p.out, at[r], total);
+        size_t at = (size_t(part) * p.rows + row_of(r)) * p.heads * DIM + head * DIM;
+        if (sees[r] > 0) sweep.write(r, p.out, at, total);
     }
 }

@@ -2,6 +2,7 @@
 
 mod files;
 mod folders;
+mod gpu;
 mod nets;
 mod pipelines;
 mod predictions;

@@ -1,8 +1,10 @@
 //! Every CUDA kernel on the GPU at hand: first against the f64 references, on fresh random inputs; then what it moves per second,
-//! beside a copy in the same run, and whole decode steps of the Llama-3-8B shape. Prints a table; fails if a check fails.
+//! beside a copy in the same run, whole decode steps of the Llama-3-8B shape, and the image kernels at the shapes of SDXL. Prints
+//! tables; fails if a check fails.
 //!
 //! `cargo run --release -p kernels --features cuda --example cuda_check`; `-- --check` leaves the measurements out.
 
+mod image;
 mod measure;
 
 use std::process::ExitCode;

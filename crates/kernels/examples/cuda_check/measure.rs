@@ -33,7 +33,7 @@ const COPY_BYTES: usize = 1 << 30;
 const BATCHES: [usize; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
 
 /// The median of the replays of a graph, in seconds.
-fn seconds(kernels: &Kernels, calls: impl FnMut(&Kernels) -> Result<()>) -> Result<f64> {
+pub fn seconds(kernels: &Kernels, calls: impl FnMut(&Kernels) -> Result<()>) -> Result<f64> {
     let graph = Captured::new(kernels, calls)?;
     let context = kernels.stream().context();
     let event = || context.new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).map_err(Error::wrap);
@@ -234,7 +234,7 @@ fn decoder(element: Element, weight: impl Fn(usize, usize) -> Matrix, layers: us
     }
 }
 
-fn launch(kernels: &Kernels, calls: &[Call]) -> Result<()> {
+pub fn launch(kernels: &Kernels, calls: &[Call]) -> Result<()> {
     // SAFETY: the arena and the room are as large as the shapes say, and outlive the measurement.
     calls.iter().try_for_each(|call| unsafe { kernels.launch(call) })
 }
@@ -251,6 +251,7 @@ pub fn all(kernels: &Kernels) -> Result<()> {
         products(kernels, &mut random, element, packing, copy)?;
     }
     attention_and_rows(kernels, &mut random, element, copy)?;
+    super::image::all(kernels, &mut random, element, copy)?;
     println!("\nDecode steps at context 512, {}\n", element.name());
     println!(
         "| weights | layers | batch | ms | tokens/s | weights GB/s | of the copy |\n|---|---|---|---|---|---|---|"

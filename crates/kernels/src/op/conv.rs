@@ -195,20 +195,14 @@ impl Conv2d {
     fn over_windows(&self, x: &Tensor, weight: &Tensor, plus: Plus, (rows, columns): (usize, usize)) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
         let ConvShape { kernel, stride, pad: [top, _, left, _], out, .. } = self.shape;
-        let (given, x, turned) = (x.dtype(), x.to_dtype(weight.dtype())?, weight.t()?);
+        let (given, x) = (x.dtype(), x.to_dtype(weight.dtype())?);
         let pixels = batch * rows * columns;
         let y = if (kernel, stride, self.shape.pad) == (1, 1, [0; 4]) {
-            x.contiguous()?.reshape((pixels, channels))?.matmul(&turned)?
+            x.contiguous()?.reshape((pixels, channels))?.matmul(&weight.t()?)?
         } else {
             let pixel_bytes = channels * x.dtype().size_in_bytes();
-            let windows =
-                Windows { height, width, pixel_bytes, kernel, stride, top, left, rows, columns, doubled: false };
-            let band = (WINDOW_BYTES / windows.window_bytes()).max(1);
-            let of = |first| {
-                let count = band.min(pixels - first);
-                fused::columns(&x, &windows, (first, count))?.matmul(&turned)
-            };
-            Tensor::cat(&(0..pixels).step_by(band).map(of).collect::<Result<Vec<_>>>()?, 0)?
+            let walk = Windows { height, width, pixel_bytes, kernel, stride, top, left, rows, columns, doubled: false };
+            in_bands(&x, &walk, weight, pixels, WINDOW_BYTES)?
         };
         let y = y.to_dtype(given)?.reshape((batch, rows, columns, out))?;
         let mut added = fused::Added { bias: self.bias.as_ref(), ..Default::default() };
@@ -268,6 +262,14 @@ impl Conv2d {
         };
         weight + self.bias.as_ref().map_or(0, of)
     }
+}
+
+/// The windows of all `pixels` of a result times a weight, `[pixels, out]`; their copies take at most `most` bytes at a time.
+pub(super) fn in_bands(x: &Tensor, walk: &Windows, weight: &Tensor, pixels: usize, most: usize) -> Result<Tensor> {
+    let band = (most / walk.window_bytes()).max(1);
+    let turned = weight.t()?;
+    let of = |first| fused::columns(x, walk, (first, band.min(pixels - first)))?.matmul(&turned);
+    Tensor::cat(&(0..pixels).step_by(band).map(of).collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// A checkpoint's `[out, in, places]` as `[out, places, in]`.

@@ -12,6 +12,8 @@ mod composed;
 mod conv;
 mod dense;
 mod fused;
+#[cfg(test)]
+mod fused_tests;
 mod image;
 #[cfg(test)]
 mod image_tests;
@@ -26,7 +28,6 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor};
 
-use self::place::gpu;
 use crate::Pool;
 pub use crate::attend::Shape as MemoryShape;
 pub use crate::attention::Places;
@@ -43,7 +44,7 @@ pub use linear::Linear;
 pub use memory::{Memory, attend};
 #[cfg(any(test, feature = "emulator"))]
 pub use place::{Emulating, emulate};
-pub use place::{attends_in_one_kernel, prepare};
+pub use place::{attends_in_one_kernel, gpu, prepare};
 pub use scene::Scene;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result};
 use crate::cuda::attend::DIM;
 
 /// Whether the tensors of a device are a GPU's.
-pub(super) fn gpu(device: &Device) -> bool {
+pub fn gpu(device: &Device) -> bool {
     !device.is_cpu() || emulating()
 }
 
