@@ -61,7 +61,7 @@ fn every_difference_from_the_real_server_is_on_the_list() {
         let env = [("COG_SETUP_TIMEOUT", seconds)];
         note(both(Start { load_waits_for: Some(&never), env: &env, ..Start::default() }, |container, scenes| {
             container.wait_for(if seconds == "0" { "STARTING" } else { "SETUP_FAILED" });
-            scenes::is_not_ready(container, scenes, &format!("after a setup of {seconds} s"));
+            scenes::is_loaded_within(container, scenes, seconds);
         }));
     }
     note(stops());
