@@ -2,11 +2,12 @@
 //! on the list in docs/cog-differences.md with its reason, or the test fails. So it does when one on the list is gone.
 
 mod compare;
-mod container;
+pub mod container;
 mod faults;
 mod keys;
 mod scenes;
-mod wire;
+mod surroundings;
+pub mod wire;
 
 use serde_json::Value;
 
@@ -55,6 +56,14 @@ fn every_difference_from_the_real_server_is_on_the_list() {
         container.wait_for("SETUP_FAILED");
         scenes::is_not_ready(container, scenes, "setup failed");
     }));
+    // The limit of no time is none.
+    for seconds in ["1", "0"] {
+        let env = [("COG_SETUP_TIMEOUT", seconds)];
+        note(both(Start { load_waits_for: Some(&never), env: &env, ..Start::default() }, |container, scenes| {
+            container.wait_for(if seconds == "0" { "STARTING" } else { "SETUP_FAILED" });
+            scenes::is_loaded_within(container, scenes, seconds);
+        }));
+    }
     note(stops());
     let listed = compare::listed("cog-differences.md");
     let news = compare::unlisted(&found, &listed);

@@ -147,6 +147,14 @@ fn tokenizers_that_lie_are_refused() {
     withstands("tokenizer", 10, targets::tokenizer);
 }
 
+/// Some are merged into a small net.
+#[test]
+fn loras_that_lie_are_refused() {
+    // The net that they come to is not the file's doing.
+    targets::lora(&[]);
+    withstands("lora", 10, targets::lora);
+}
+
 /// The test of the tests: what it is there to find is found.
 #[test]
 fn a_panic_and_a_claim_that_is_believed_are_found() {

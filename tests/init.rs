@@ -4,7 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use crate::support::{output_of, pinion};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::cog::container::Container;
+use crate::support::{output_of, pinion, recordings};
 
 fn run(words: &[&str]) -> Output {
     pinion().args(words).output().expect("the program starts")
@@ -21,6 +26,15 @@ fn pulled(name: &str) -> PathBuf {
 
 fn link(from: &Path, to: &Path) {
     std::os::unix::fs::symlink(from.canonicalize().unwrap(), to).unwrap();
+}
+
+/// A folder of links to the files of another.
+fn linked(from: &Path, to: &Path) -> PathBuf {
+    fs::create_dir(to).unwrap();
+    for file in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        link(&file, &to.join(file.file_name().unwrap()));
+    }
+    to.to_owned()
 }
 
 /// A second of silence.
@@ -51,6 +65,54 @@ fn serves(folder: &Path, name: &str, input: &[&str]) -> String {
     String::from_utf8(said.stdout).unwrap()
 }
 
+/// Makes the folder servable, and asks a container for it.
+fn contains(folder: &Path, input: &Value) -> Value {
+    let made = run(&["init", folder.to_str().unwrap()]);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    let container = Container::of(folder);
+    container.wait_for("READY");
+    let (code, prediction) = container.post("/predictions", &[], &json!({ "input": input }));
+    assert_eq!((code, &prediction["status"]), (200, &json!("succeeded")), "{prediction}");
+    assert_eq!(container.stop().code(), Some(0));
+    prediction
+}
+
+fn data_uri(kind: &str, path: &Path) -> String {
+    format!("data:{kind};base64,{}", STANDARD.encode(fs::read(path).unwrap()))
+}
+
+#[test]
+fn a_folder_with_the_real_smollm2_is_a_container() {
+    let folder = tempfile::tempdir().unwrap();
+    // Of another name than the other tests: one set of one name in the cache may be of either folder.
+    link(&pulled("smollm2"), &folder.path().join("mine.gguf"));
+    let said = contains(folder.path(), &json!({ "prompt": "What is the capital of France?", "temperature": 0 }));
+    let pieces = said["output"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap());
+    assert_eq!(pieces.collect::<String>().trim(), "The capital of France is Paris.");
+    assert!(said["metrics"]["output_token_count"].as_u64() > Some(4), "{said}");
+}
+
+#[test]
+fn a_folder_with_the_real_whisper_is_a_container() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = linked(&pulled("whisper-tiny.en"), &folder.path().join("whisper-tiny.en"));
+    let said = contains(&weights, &json!({ "audio": data_uri("audio/wav", &recordings().join("jfk.wav")) }));
+    let text = said["output"]["transcription"].as_str().unwrap_or_default();
+    assert!(text.contains("ask not what your country can do for you"), "{said}");
+}
+
+#[test]
+fn a_folder_with_a_random_sdxl_is_a_container() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = folder.path().join("mine");
+    output_of(pinion().args(["weights", "synth", "sdxl-tiny", "-o"]).arg(&weights));
+    let said = contains(&weights, &json!({ "width": 64, "height": 64, "num_inference_steps": 2, "seed": 1 }));
+    let images = said["output"].as_array().unwrap();
+    let content = images[0].as_str().unwrap().strip_prefix("data:image/png;base64,").expect("a PNG");
+    assert!(images.len() == 1 && STANDARD.decode(content).unwrap().starts_with(b"\x89PNG\r\n"), "{said}");
+    assert!(said["logs"].as_str().unwrap().starts_with("Using seed: 1\n"), "{said}");
+}
+
 #[test]
 fn a_folder_with_the_real_smollm2_is_served_and_refused_once_altered() {
     let folder = tempfile::tempdir().unwrap();
@@ -74,11 +136,7 @@ fn a_folder_with_the_real_smollm2_is_served_and_refused_once_altered() {
 #[test]
 fn a_folder_with_the_real_whisper_is_served() {
     let folder = tempfile::tempdir().unwrap();
-    let weights = folder.path().join("whisper-tiny.en");
-    fs::create_dir(&weights).unwrap();
-    for file in fs::read_dir(pulled("whisper-tiny.en")).unwrap().map(|entry| entry.unwrap().path()) {
-        link(&file, &weights.join(file.file_name().unwrap()));
-    }
+    let weights = linked(&pulled("whisper-tiny.en"), &folder.path().join("whisper-tiny.en"));
     serves(&weights, "whisper-tiny.en", &["-i", &silence(folder.path())]);
 }
 

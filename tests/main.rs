@@ -8,6 +8,7 @@ mod api_faults;
 mod cli;
 mod cog;
 mod crash;
+mod deploy;
 mod devices;
 mod files;
 mod hearing;

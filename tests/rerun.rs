@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Output;
 
 use prediction::{Id, Timestamp};
+use serde_json::{Value, json};
+use store::files::{File, FileRows, referred};
 use store::{SqliteStore, Store};
 
 use crate::support::{Server, http, pinion};
@@ -15,6 +17,16 @@ fn rerun(data: &Path, config: &Path, id: &str) -> Output {
 
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A prediction over HTTP, awaited; its id.
+fn created(server: &Server, model: &str, body: &str) -> String {
+    let url = format!("{}/v1/models/pinion/{model}/predictions", server.base);
+    let headers = "Content-Type: application/json\r\nPrefer: wait\r\n";
+    let (code, prediction) = crate::support::http_bytes("POST", &url, headers, body.as_bytes());
+    let prediction: Value = serde_json::from_slice(&prediction).unwrap();
+    assert_eq!((code, &prediction["status"]), (201, &"succeeded".into()), "{prediction}");
+    prediction["id"].as_str().unwrap().to_owned()
 }
 
 fn config(folder: &Path, more: &str) -> std::path::PathBuf {
@@ -31,19 +43,7 @@ fn a_prediction_is_repeated_to_the_same_output_or_not_at_all() {
     fs::create_dir(&data).unwrap();
     let server = Server::start(&data, &["--config", served.to_str().unwrap()]);
     let ask = r#"{"input": {"prompt": "Hi", "max_tokens": 12, "temperature": 1.0}}"#;
-    let create = |body: &str| {
-        let url = format!("{}/v1/models/pinion/fake/predictions", server.base);
-        let (code, prediction) = crate::support::http_bytes(
-            "POST",
-            &url,
-            "Content-Type: application/json\r\nPrefer: wait\r\n",
-            body.as_bytes(),
-        );
-        let prediction: serde_json::Value = serde_json::from_slice(&prediction).unwrap();
-        assert_eq!((code, &prediction["status"]), (201, &"succeeded".into()), "{prediction}");
-        prediction["id"].as_str().unwrap().to_owned()
-    };
-    let (id, other) = (create(ask), create(ask));
+    let (id, other) = (created(&server, "fake", ask), created(&server, "fake", ask));
     let (_, shown) = http("GET", &format!("{}/v1/predictions/{id}", server.base), "");
     for hidden in ["run", "device", "weights", "program"] {
         assert!(shown.get(hidden).is_none(), "what it ran on is not the caller's business: {shown}");
@@ -83,4 +83,48 @@ fn a_prediction_is_repeated_to_the_same_output_or_not_at_all() {
         "{}",
         stderr(&removed)
     );
+}
+
+#[test]
+fn files_are_repeated_byte_by_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let served = folder.path().join("cog.yaml");
+    let model = json!({ "name": "painter", "model": "sdxl", "synth": "sdxl-tiny" });
+    fs::write(&served, json!({ "native": { "models": [model] } }).to_string()).unwrap();
+    let server = Server::start(&data, &["--config", served.to_str().unwrap()]);
+    let paint = |more: Value| {
+        let mut input = json!({ "width": 64, "height": 64, "num_inference_steps": 2, "num_outputs": 2 });
+        input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        created(&server, "painter", &json!({ "input": input }).to_string())
+    };
+    let (drawn, other) = (paint(json!({})), paint(json!({ "prompt": "something else" })));
+    for id in [&drawn, &other] {
+        let again = rerun(&data, &served, id);
+        assert_eq!(again.status.code(), Some(0), "{}", stderr(&again));
+    }
+
+    // What is made anew is compared with what was kept, to the bit; and what was removed with nothing.
+    server.kill();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = SqliteStore::open(&data.join("pinion.sqlite")).await.unwrap();
+        for (id, replaced) in [(&drawn, true), (&other, false)] {
+            let output = store.get(&Id::from(id.as_str())).await.unwrap().unwrap().output.unwrap();
+            let file = store.file_get(referred(output[1].as_str().unwrap()).unwrap()).await.unwrap().unwrap();
+            assert!(store.file_delete(&file.id).await.unwrap());
+            if replaced {
+                store.file_create(&File { sha256: "0".repeat(64), ..file }).await.unwrap();
+            }
+        }
+        store.close().await;
+    });
+    for (id, expected) in [
+        (&drawn, "another output than before; nothing that is recorded differs"),
+        (&other, "was removed: there is nothing to compare with"),
+    ] {
+        let again = rerun(&data, &served, id);
+        assert_eq!(again.status.code(), Some(1));
+        assert!(stderr(&again).contains(expected), "{}", stderr(&again));
+    }
 }

@@ -1,11 +1,12 @@
 //! What hostile bytes are given to, one function per format. Whatever they are, it returns: an answer or a refusal, never a
 //! panic, never memory for what a header merely claims. Refuses to know who makes the bytes up.
 
+use std::cell::RefCell;
 use std::fs;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, mpsc};
 
-use prediction::{LoadSpec, Weights};
+use prediction::{Id, Job, LoadSpec, Loaded, Map, Weights};
 use runner::synth::Synth;
 use runner::weights::{Lock, Options, declared, import};
 use runner::{Ct2, Gguf, SafeTensors};
@@ -97,4 +98,72 @@ pub fn tokenizer(bytes: &[u8]) {
     fs::write(weights.join("tokenizer.json"), bytes).expect("a temporary file can be written");
     let spec = LoadSpec { threads: Some(1), ..LoadSpec::new("tiny", model.name, Weights::Path(weights)) };
     let _ = (model.model)().load(&spec, &mut |_| {});
+}
+
+/// A LoRA that a prediction brings to weights that are in order. What its headers tell is refused as the prediction comes;
+/// what is left is added to the weights, elsewhere: nets that are read again take their memory.
+pub fn lora(bytes: &[u8]) {
+    thread_local! {
+        static PAINTER: RefCell<Box<dyn Loaded>> = RefCell::new(painter());
+    }
+    static MERGER: OnceLock<Mutex<Merger>> = OnceLock::new();
+    with_file("lora.safetensors", bytes, |path| {
+        let is_taken = PAINTER.with_borrow_mut(|painter| {
+            let taken = painter.admit(painting(path)).is_ok();
+            painter.cancel(&Id::from(PAINTING));
+            taken
+        });
+        if is_taken {
+            let merger = MERGER.get_or_init(|| Mutex::new(Merger::start()));
+            let merger = merger.lock().expect("nobody panics who has it");
+            merger.paths.send(path.to_owned()).expect("the thread that merges lives");
+            merger.done.recv().expect("merging does not panic");
+        }
+    });
+}
+
+const PAINTING: &str = "painting";
+
+fn painting(lora: &Path) -> Job {
+    let mut input = Map::new();
+    input.insert("replicate_weights".into(), format!("file://{}", lora.display()).into());
+    for size in ["width", "height"] {
+        input.insert(size.into(), 64.into());
+    }
+    Job { id: Id::from(PAINTING), input, seed: 0 }
+}
+
+/// A small SDXL. It stays on the thread that loaded it.
+fn painter() -> Box<dyn Loaded> {
+    let (model, shape) = models::Entry::of_shape("sdxl-tiny").expect("a shape for tests");
+    let weights = Weights::Synth { shape: shape.name.into(), dtype: shape.dtype.into(), seed: 0 };
+    let spec = LoadSpec { threads: Some(1), ..LoadSpec::new("tiny", model.name, weights) };
+    (model.model)().load(&spec, &mut |_| {}).expect("random weights can be loaded")
+}
+
+/// A thread that goes one step with every LoRA it is told of.
+struct Merger {
+    paths: mpsc::Sender<PathBuf>,
+    done: mpsc::Receiver<()>,
+}
+
+impl Merger {
+    fn start() -> Self {
+        let (paths, told) = mpsc::channel::<PathBuf>();
+        let (say, done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut painter = painter();
+            for path in told {
+                if painter.admit(painting(&path)).is_ok() {
+                    // The first says that it begins, the second reads the nets.
+                    (0..2).for_each(|_| drop(painter.step(&mut |_, _| {})));
+                    painter.cancel(&Id::from(PAINTING));
+                }
+                if say.send(()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { paths, done }
+    }
 }

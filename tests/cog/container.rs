@@ -17,8 +17,8 @@ use crate::support::{self, clients, pinion, tests_folder};
 pub struct Container {
     pub base: String,
     child: Child,
-    /// Of the real one: the runner and its schema.
-    _folder: TempDir,
+    /// What it serves, unless that is the test's own.
+    _folder: Option<TempDir>,
 }
 
 /// What a test asks of a start.
@@ -48,7 +48,19 @@ impl Container {
         fs::write(folder.path().join("cog.yaml"), start.yaml.unwrap_or(&echo)).unwrap();
         let mut command = pinion();
         command.current_dir(folder.path()).args(["cog", "--host", "127.0.0.1"]).args(start.words);
-        Self::spawn(command, start, folder)
+        Self::spawn(command, start, Some(folder))
+    }
+
+    /// Ours on a folder that holds a cog.yaml.
+    pub fn of(folder: &Path) -> Self {
+        let mut command = pinion();
+        command.current_dir(folder).args(["cog", "--host", "127.0.0.1"]);
+        Self::spawn(command, Start::default(), None)
+    }
+
+    /// Whatever `command` starts, with the port in its environment.
+    pub fn from(command: Command) -> Self {
+        Self::spawn(command, Start::default(), None)
     }
 
     pub fn real(start: Start, schema: &Value) -> Self {
@@ -66,10 +78,10 @@ impl Container {
         command.env("PATH", path).env("COG_PREDICT_TYPE_STUB", "run.py:Runner");
         start.load_waits_for.map(|path| command.env("ECHO_LOAD_WAITS_FOR", path));
         start.load_fails.map(|why| command.env("ECHO_LOAD_FAILS", why));
-        Self::spawn(command, start, folder)
+        Self::spawn(command, start, Some(folder))
     }
 
-    fn spawn(mut command: Command, start: Start, folder: TempDir) -> Self {
+    fn spawn(mut command: Command, start: Start, folder: Option<TempDir>) -> Self {
         let port = free_port();
         command.env("PORT", port.to_string()).envs(start.env.iter().copied());
         let child =

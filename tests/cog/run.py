@@ -35,6 +35,7 @@ class Runner(BaseRunner):
         hold: bool = Input(default=False),
         until: str | None = Input(default=None),
         log: str | None = Input(default=None, max_length=50),
+        follows: str | None = Input(default=None),
         fail: str | None = Input(default=None),
         crash: str | None = Input(default=None),
         panic: str | None = Input(default=None),

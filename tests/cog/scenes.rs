@@ -356,6 +356,10 @@ pub fn is_not_ready(container: &Container, scenes: &mut Scenes, state: &str) {
     scenes.ask(&name("the root"), container, Request::new("GET", "/"));
 }
 
+pub fn is_loaded_within(container: &Container, scenes: &mut Scenes, seconds: &str) {
+    scenes.ask(&format!("{seconds} s for the setup: health"), container, Request::new("GET", "/health-check"));
+}
+
 /// SIGTERM with a prediction inside that ends when `there` is there.
 pub fn stops_when_busy(container: Container, there: &Path, scenes: &mut Scenes) {
     let receiver = Receiver::open();

@@ -1,5 +1,5 @@
-//! The official clients that the tests drive, and the real Cog server that one of them compares with, installed from lock
-//! files. Knows pip and npm, and nothing of the tests.
+//! The official clients that the tests drive, the real Cog server that one of them compares with, and linters of what deploys
+//! the program, installed from lock files. Knows pip and npm, and nothing of the tests.
 
 use std::fs;
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use crate::{Outcome, root, run, target};
 
-/// Of Python: two versions of the client, and Cog. Each has its own lock file and its own environment.
-const PYTHON: [&str; 3] = ["python-0.31.0", "python-1.0.7", "cog-0.23.1"];
+/// Of Python: two versions of the client, Cog, and the linters. Each has its own lock file and its own environment.
+const PYTHON: [&str; 4] = ["python-0.31.0", "python-1.0.7", "cog-0.23.1", "lint"];
 
 /// Makes `target/clients/NAME` for each of them and `target/clients/node`, each only when its lock file changed.
 pub fn set_up() -> Outcome {

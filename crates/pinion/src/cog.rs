@@ -15,12 +15,12 @@ use store::{MemoryStore, Store};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use crate::deployment::Deployment;
+use crate::deployment::{DEFAULT_COG_YAML, Deployment, Offer, text_of};
 use crate::failure::Failure;
 use crate::filing::Passing;
 use crate::launch::Processes;
 use crate::serve::LOAD_SILENCE_SECONDS;
-use crate::{devices, places};
+use crate::{devices, labels, out, places};
 
 #[derive(Args)]
 pub struct Words {
@@ -52,6 +52,9 @@ pub struct Words {
     /// Where cog.yaml says `build: gpu: true` and there is none, use the processor
     #[arg(long)]
     allow_cpu: bool,
+    /// Print what the image of this model says of it, as a LABEL instruction for a Dockerfile, and do nothing else
+    #[arg(long)]
+    labels: bool,
     /// Only `predict` is there
     #[arg(long, value_name = "MODE", default_value = "predict", value_parser = ["predict", "train"], hide = true)]
     x_mode: String,
@@ -94,15 +97,18 @@ pub fn main(words: Words) -> Result<(), Failure> {
         return Err(Failure::BadInput(format!("--x-mode {}: Pinion trains nothing", words.x_mode)));
     }
     let deployment = deployment(&words)?;
+    if words.labels {
+        return labels(&words, &deployment);
+    }
     deployment.set_environment();
-    let deployment = with_slots(deployment)?;
+    let deployment = with_slots(deployment);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(serve(words, deployment))
 }
 
 /// The file that is named, the nearest one, or the built-in one; of it, one model.
 fn deployment(words: &Words) -> Result<Deployment, Failure> {
-    let mut deployment = match words.file.clone().or_else(nearest) {
+    let mut deployment = match file(words) {
         Some(path) => Deployment::read_file("--file", &path)?,
         None => Deployment::built_in()?,
     };
@@ -120,26 +126,51 @@ fn deployment(words: &Words) -> Result<Deployment, Failure> {
     Ok(deployment)
 }
 
+fn file(words: &Words) -> Option<PathBuf> {
+    words.file.clone().or_else(nearest)
+}
+
 fn nearest() -> Option<PathBuf> {
     let here = std::env::current_dir().ok()?;
     here.ancestors().take(LEVELS).map(|folder| folder.join("cog.yaml")).find(|path| path.is_file())
 }
 
+fn labels(words: &Words, deployment: &Deployment) -> Result<(), Failure> {
+    let yaml = file(words).map_or_else(|| Ok(DEFAULT_COG_YAML.to_owned()), |path| text_of("--file", &path))?;
+    let instruction = labels::instruction(&yaml, &only(deployment)?.schema);
+    out::line(instruction.map_err(|error| Failure::BadInput(error.to_string()))?)
+}
+
+/// The one model of a deployment that was cut down to it.
+fn only(deployment: &Deployment) -> Result<&Offer, Failure> {
+    deployment.offers.first().ok_or_else(|| Failure::BadInput("cog.yaml: there is nothing to serve".into()))
+}
+
 /// `COG_MAX_CONCURRENCY`, else what the file says, else one at a time.
-fn with_slots(mut deployment: Deployment) -> Result<Deployment, Failure> {
-    let asked = number("COG_MAX_CONCURRENCY")?;
+fn with_slots(mut deployment: Deployment) -> Deployment {
+    let asked = number("COG_MAX_CONCURRENCY");
     for offer in &mut deployment.offers {
         let slots = asked.map(|asked: u32| asked.max(1)).or(offer.served.concurrency).unwrap_or(1);
         offer.served.concurrency = Some(slots);
         // It is there as long as the server is.
         (offer.served.pinned, offer.served.preload, offer.served.keep_alive_seconds) = (true, true, None);
     }
-    Ok(deployment)
+    deployment
 }
 
-fn number<T: std::str::FromStr>(name: &str) -> Result<Option<T>, Failure> {
-    let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { return Ok(None) };
-    text.trim().parse().map(Some).map_err(|_| Failure::BadInput(format!("{name} is {text:?}; a number is expected")))
+/// What the environment says; what is no number is as good as nothing, as in Cog.
+fn number<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    let number = text.trim().parse().ok();
+    if number.is_none() {
+        warn!("{name} is {text:?}, and a number is expected: it is ignored");
+    }
+    number
+}
+
+/// Cog takes a limit of no time for none.
+fn setup_timeout() -> Option<Duration> {
+    number("COG_SETUP_TIMEOUT").filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
 async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
@@ -156,7 +187,6 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         warn!("{note}");
         cog.setup().say(note);
     }
-    let timeout = number("COG_SETUP_TIMEOUT")?.map(Duration::from_secs);
     let (is_patient, stopping) =
         (words.await_explicit_shutdown.as_ref().is_some_and(|text| !text.is_empty()), cog.clone());
     let stop = async move {
@@ -166,7 +196,7 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
         }
         info!("stopping: what runs may finish; a second signal stops at once");
     };
-    let setup = tokio::spawn(set_up(cog.clone(), words, deployment, timeout));
+    let setup = tokio::spawn(set_up(cog.clone(), words, deployment, setup_timeout()));
     let served = axum::serve(listener, cog.router()).with_graceful_shutdown(stop).into_future();
     let in_order = async {
         served.await.map_err(Failure::failed)?;
@@ -208,11 +238,9 @@ impl Signals {
 }
 
 fn settings(words: &Words, deployment: &Deployment) -> Result<Settings, Failure> {
-    let Some(offer) = deployment.offers.first() else {
-        return Err(Failure::BadInput("cog.yaml: there is nothing to serve".into()));
-    };
+    let offer = only(deployment)?;
     let text = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
-    let throttle: f64 = number("COG_THROTTLE_RESPONSE_INTERVAL")?.unwrap_or(THROTTLE_SECONDS);
+    let throttle: f64 = number("COG_THROTTLE_RESPONSE_INTERVAL").unwrap_or(THROTTLE_SECONDS);
     Ok(Settings {
         target: offer.served.name.clone(),
         schema: offer.schema.clone(),
@@ -221,7 +249,7 @@ fn settings(words: &Words, deployment: &Deployment) -> Result<Settings, Failure>
         keep: words.keep.map(Duration::from_secs),
         upload_url: words.upload_url.clone(),
         file_name: files::output_name,
-        stream_history: number("COG_STREAM_HISTORY_CAPACITY")?.unwrap_or(STREAM_HISTORY),
+        stream_history: number("COG_STREAM_HISTORY_CAPACITY").unwrap_or(STREAM_HISTORY),
         throttle: Duration::try_from_secs_f64(throttle).unwrap_or_default(),
         webhook_token: text("WEBHOOK_AUTH_TOKEN"),
         user_agent: text("COG_USER_AGENT"),

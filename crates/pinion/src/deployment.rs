@@ -17,7 +17,7 @@ use crate::launch;
 use crate::paths;
 
 /// What is served when no file is named.
-const DEFAULT_COG_YAML: &str = include_str!("../../../cog.yaml");
+pub const DEFAULT_COG_YAML: &str = include_str!("../../../cog.yaml");
 
 /// Whoever wants other random values writes them to a folder.
 const SYNTH_SEED: u64 = 0;
@@ -150,7 +150,7 @@ impl Deployment {
 }
 
 /// `word` is the one that named the file.
-fn text_of(word: &str, path: &Path) -> Result<String, Failure> {
+pub fn text_of(word: &str, path: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path);
     text.map_err(|error| Failure::BadInput(format!("{word} {}: {error}", path.display())))
 }

@@ -19,6 +19,7 @@ schema::input! {
         hold: bool { description: "After the last piece, wait to be cancelled.", default: false }
         until: Option<String> { description: "The same, or until this file is there." }
         log: Option<String> { description: "A line for the logs.", max_len: 50 }
+        follows: Option<String> { description: "What this file gets, too." }
         fail: Option<String> { description: "Fail so after the last piece." }
         crash: Option<String> { description: "Break the model so." }
         panic: Option<String> { description: "The same by a panic." }

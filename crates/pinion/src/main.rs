@@ -12,8 +12,10 @@ mod failure;
 mod fetch;
 mod filing;
 mod golden;
+mod health;
 mod init;
 mod inputs;
+mod labels;
 mod launch;
 mod list;
 mod made;
@@ -64,6 +66,8 @@ enum Word {
     Init(init::Words),
     /// How a server stands: devices, models, memory, who waits for what.
     Ps(ps::Words),
+    /// Whether a server takes predictions, as an exit code: for health checks.
+    Health(health::Words),
     /// What this deployment serves, under which names and versions.
     Models(list::Words),
     /// Fetch, check and pin weights.
@@ -109,6 +113,7 @@ fn main() -> ExitCode {
         Word::Rerun(words) => rerun::main(words),
         Word::Init(words) => init::main(words),
         Word::Ps(words) => ps::main(words),
+        Word::Health(words) => health::main(words),
         Word::Models(words) => list::main(words),
         Word::Weights(word) => weights::main(word),
         Word::Token(word) => token::main(word),

@@ -34,8 +34,7 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 pub fn main(words: Words) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::failed)?;
     runtime.block_on(async {
-        // Whoever names a server may reach it, wherever it is.
-        let egress = Egress::new(Rules { allow_loopback: true, allow_private: true }).map_err(Failure::failed)?;
+        let egress = way()?;
         let asked = async {
             loop {
                 show(&words, ask(&egress, &words.server).await?)?;
@@ -61,26 +60,42 @@ fn show(words: &Words, health: Health) -> Result<(), Failure> {
     out::piece(format_args!("{clear}{}", table(&health)))
 }
 
+/// The way to a server. Whoever names one may reach it, wherever it is.
+pub fn way() -> Result<Egress, Failure> {
+    Egress::new(Rules { allow_loopback: true, allow_private: true }).map_err(Failure::failed)
+}
+
 async fn ask(egress: &Egress, server: &str) -> Result<Health, Failure> {
     let token = ["PINION_TOKEN", "REPLICATE_API_TOKEN"].iter().find_map(|name| std::env::var(name).ok());
     let headers: Vec<_> = token.map(|token| ("authorization", format!("Bearer {token}"))).into_iter().collect();
-    let url = format!("{}{PATH}", server.trim_end_matches('/'));
     let failed = |why: String| Err(Failure::Failed(format!("--server {server}: {why}")));
-    match egress.get(&url, &headers, ANSWER_BYTES).await {
-        Ok((200, body)) => match serde_json::from_slice(&body) {
+    match get(egress, server, PATH, &headers).await? {
+        (200, body) => match serde_json::from_slice(&body) {
             Ok(health) => Ok(health),
             Err(error) => failed(format!("what answers is no Pinion of this version: {error}")),
         },
-        Ok((401, _)) if headers.is_empty() => {
+        (401, _) if headers.is_empty() => {
             failed("it wants a token; put one that `pinion token create` made there into PINION_TOKEN".into())
         }
-        Ok((401, _)) => failed("it does not know the token in PINION_TOKEN or REPLICATE_API_TOKEN".into()),
-        Ok((status, _)) => failed(format!("what answers is no Pinion of this version: {PATH} has status {status}")),
-        Err(error @ (EgressError::NotAUrl | EgressError::Scheme(_))) => {
-            Err(Failure::BadInput(format!("--server {server}: {error}")))
-        }
-        Err(error) => failed(format!("nobody answers; is `pinion serve` running there? ({error})")),
+        (401, _) => failed("it does not know the token in PINION_TOKEN or REPLICATE_API_TOKEN".into()),
+        (status, _) => failed(format!("what answers is no Pinion of this version: {PATH} has status {status}")),
     }
+}
+
+/// The status and the body that a server answers to a GET of `path`.
+pub async fn get(
+    egress: &Egress,
+    server: &str,
+    path: &str,
+    headers: &[(&str, String)],
+) -> Result<(u16, Vec<u8>), Failure> {
+    let url = format!("{}{path}", server.trim_end_matches('/'));
+    egress.get(&url, headers, ANSWER_BYTES).await.map_err(|error| match error {
+        EgressError::NotAUrl | EgressError::Scheme(_) => Failure::BadInput(format!("--server {server}: {error}")),
+        error => {
+            Failure::Failed(format!("--server {server}: nobody answers; is `pinion serve` running there? ({error})"))
+        }
+    })
 }
 
 /// Devices, then models, then the length of the queue.

@@ -165,8 +165,12 @@ async fn same(was: &Value, is: &Value, store: &SqliteStore) -> Result<bool, Fail
                 let (Some(id), Ok(content)) = (referred(was), egress::data(is, is.len() as u64)) else {
                     return Ok(false);
                 };
-                let file = store.file_get(id).await.map_err(Failure::failed)?;
-                if file.is_none_or(|file| file.sha256 != hex::encode(Sha256::digest(&content.bytes))) {
+                let Some(file) = store.file_get(id).await.map_err(Failure::failed)? else {
+                    return Err(Failure::Failed(format!(
+                        "a file of its output, {id}, was removed: there is nothing to compare with"
+                    )));
+                };
+                if file.sha256 != hex::encode(Sha256::digest(&content.bytes)) {
                     return Ok(false);
                 }
             }

@@ -168,7 +168,7 @@ impl Config {
 
     /// `known` is asked for the model that weights from a URI are of, and for their name there.
     pub fn parse_with(yaml: &str, known: &Known) -> Result<Self, ConfigError> {
-        let mut root = Mapping::new("", Some(load(yaml)?))?;
+        let mut root = Mapping::new("", Some(values(yaml)?))?;
         let mut native = root.mapping("native")?;
         let container = Container::read(&mut root)?;
         let unknown: Vec<String> = root.rest().into_iter().map(|(key, _)| key).collect();
@@ -207,8 +207,8 @@ impl Config {
     }
 }
 
-/// YAML to JSON values. Through YAML's own mapping first: it refuses a key that stands twice.
-fn load(yaml: &str) -> Result<Value, ConfigError> {
+/// A cog.yaml as JSON, every key as it stands. Through YAML's own mapping first: it refuses a key that stands twice.
+pub fn values(yaml: &str) -> Result<Value, ConfigError> {
     let value: serde_norway::Value = serde_norway::from_str(yaml).map_err(|error| ConfigError(error.to_string()))?;
     serde_json::to_value(value).map_err(|error| ConfigError(error.to_string()))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, Output, PredictError};
 use serde_json::Value;
 
-use crate::echo_files;
+use crate::echo_files::{self, Followed};
 
 /// Predictions at once when the spec says nothing.
 const CAPACITY: usize = 8;
@@ -19,7 +19,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 /// - `text`: what to say, in `pieces` (1) items, one per step
 /// - `file`: a `file://` URI; what it says in place of `text` is the size and the SHA-256 of what is there
 /// - `gives`: `one`, `list`, `each` or `object`: gives `text` as files of the type `mime`, in place of pieces
-/// - `log`: a line for the logs, said first
+/// - `log`: a line for the logs, said first; `follows: "path"`: what that file has of whole lines and gets, too
 /// - `hold: true`: after the last piece, waits until it is cancelled; `until: "path"`: or until that file is there
 /// - `fail: "why"`: fails after the last piece
 /// - `refuse: "why"`: is refused at admission; `crash: "why"`: breaks the whole model in its first step;
@@ -70,6 +70,7 @@ struct Guest {
     said: u64,
     hold: bool,
     until: Option<String>,
+    follows: Option<Followed>,
     end: End,
 }
 
@@ -126,6 +127,7 @@ impl Loaded for Room {
             said: 0,
             hold: until.is_some() || job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
             until,
+            follows: text(&job.input, "follows").map(Followed::new),
             end,
         });
         Ok(())
@@ -147,6 +149,9 @@ impl Loaded for Room {
             }
             if let Some(line) = guest.log.take() {
                 emit(&guest.id, Event::Log(format!("{line}\n")));
+            }
+            if let Some(lines) = guest.follows.as_mut().and_then(Followed::news) {
+                emit(&guest.id, Event::Log(lines));
             }
             if let Some(piece) = guest.pieces.pop() {
                 guest.said += 1;

@@ -28,3 +28,25 @@ pub fn given(how: &str, content_type: &str, words: &str) -> Vec<Output> {
         _ => vec![Output::Whole(json!({ "text": words, "text_file": file() }))],
     }
 }
+
+/// A file that grows while it is read.
+pub struct Followed {
+    path: String,
+    /// Bytes that were news already.
+    read: usize,
+}
+
+impl Followed {
+    pub fn new(path: String) -> Self {
+        Self { path, read: 0 }
+    }
+
+    /// The whole lines that have come since the last time.
+    pub fn news(&mut self) -> Option<String> {
+        let text = std::fs::read_to_string(&self.path).ok()?;
+        let whole = text.rfind('\n')? + 1;
+        let news = text.get(self.read..whole).filter(|news| !news.is_empty())?.to_owned();
+        self.read = whole;
+        Some(news)
+    }
+}

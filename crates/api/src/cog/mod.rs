@@ -29,6 +29,7 @@ use schema::ModelSchema;
 use store::MemoryStore;
 use store::feed::Feed;
 
+pub use describe::document;
 pub use setup::{Report, Setup, Stage};
 pub use upload::Naming;
 

@@ -54,7 +54,7 @@ impl Refusal {
                 "Setup has not finished yet. Wait until it has finished, or GET /health-check for status.",
             ),
             Self::Busy => failed(StatusCode::CONFLICT, "At capacity - all prediction slots busy"),
-            Self::TooManyReaders => only(StatusCode::TOO_MANY_REQUESTS, "Too many readers of this stream."),
+            Self::TooManyReaders => only(StatusCode::TOO_MANY_REQUESTS, "Too many stream subscribers"),
             Self::Broken => failed(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "Something went wrong in the server; its log has the details.",

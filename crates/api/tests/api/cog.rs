@@ -90,6 +90,12 @@ impl Container {
         self.post("text/event-stream", body).await
     }
 
+    /// To a stream that there is.
+    async fn attach(&self, id: &str) -> Response {
+        let request = Request::put(format!("/predictions/{id}")).header("accept", "text/event-stream");
+        self.cog.router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
     async fn post(&self, accept: &str, body: Value) -> Response {
         let request = Request::post("/predictions").header("content-type", "application/json").header("accept", accept);
         self.cog.router().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap()
@@ -181,4 +187,21 @@ async fn silence_on_a_stream_is_broken_by_a_comment() {
 async fn a_model_whose_output_does_not_grow_has_no_stream() {
     let container = Container::serving(ModelSchema { input: FileInput::fields(), output: Output::UriList }, None).await;
     assert_eq!(container.stream(two_files()).await.status(), 406);
+}
+
+#[tokio::test]
+async fn a_stream_has_1024_readers_at_most() {
+    let container =
+        Container::serving(ModelSchema { input: HeldInput::fields(), output: Output::TextIterator }, None).await;
+    let mut readers = vec![container.stream(json!({ "id": "s", "input": { "text": "x", "hold": true } })).await];
+    while readers.len() < 1024 {
+        readers.push(container.attach("s").await);
+        assert_eq!(readers.last().unwrap().status(), 200, "reader {}", readers.len());
+    }
+    let refused = container.attach("s").await;
+    assert_eq!(refused.status(), 429);
+    let body: Value = serde_json::from_slice(&refused.into_body().collect().await.unwrap().to_bytes()).unwrap();
+    assert_eq!(body, json!({ "error": "Too many stream subscribers" }));
+    readers.pop();
+    assert_eq!(container.attach("s").await.status(), 200, "one has left");
 }
