@@ -16,6 +16,11 @@ const SMALL_BYTES: usize = 1024;
 
 type Files = BTreeMap<String, Arc<Vec<u8>>>;
 
+struct File {
+    hex: String,
+    bytes: Arc<Vec<u8>>,
+}
+
 /// Serves until the process ends.
 pub struct Hub {
     pub url: String,
@@ -25,12 +30,16 @@ pub struct Hub {
 impl Hub {
     /// `hold` is called with the first byte that is asked for before the blob store answers: it may wait.
     pub fn start(files: Files, hold: impl Fn(u64) + Send + Sync + 'static) -> Self {
-        let digests: BTreeMap<String, Arc<Vec<u8>>> =
-            files.values().map(|bytes| (hex::encode(Sha256::digest(&**bytes)), bytes.clone())).collect();
+        // Once: a hub knows the digests of what it has.
+        let files: BTreeMap<String, File> = files
+            .into_iter()
+            .map(|(path, bytes)| (path, File { hex: hex::encode(Sha256::digest(&*bytes)), bytes }))
+            .collect();
+        let blobs: BTreeMap<_, _> = files.values().map(|file| (file.hex.clone(), file.bytes.clone())).collect();
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = asked.clone();
         let store = listen(move |path, from, last, out| {
-            let Some(content) = path.strip_prefix("/blobs/").and_then(|hex| digests.get(hex)) else {
+            let Some(content) = path.strip_prefix("/blobs/").and_then(|hex| blobs.get(hex)) else {
                 return answer(out, "404 Not Found", "", b"");
             };
             log.lock().unwrap().push(from.unwrap_or(0));
@@ -51,16 +60,16 @@ impl Hub {
                 return answer(out, "200 OK", "", json!({ "sha": COMMIT }).to_string().as_bytes());
             }
             if path.starts_with(&format!("/api/models/org/repo/tree/{COMMIT}")) {
-                let rows: Vec<_> = files.iter().map(|(path, bytes)| row(path, bytes)).collect();
+                let rows: Vec<_> = files.iter().map(|(path, file)| row(path, file)).collect();
                 return answer(out, "200 OK", "", json!(rows).to_string().as_bytes());
             }
-            let Some(bytes) = path.strip_prefix(&resolve).and_then(|file| files.get(file)) else {
+            let Some(File { hex, bytes }) = path.strip_prefix(&resolve).and_then(|file| files.get(file)) else {
                 return answer(out, "404 Not Found", "X-Error-Message: Entry not found\r\n", b"");
             };
             if bytes.len() <= SMALL_BYTES {
                 return answer(out, "200 OK", "", bytes);
             }
-            let (hex, size) = (hex::encode(Sha256::digest(&**bytes)), bytes.len());
+            let size = bytes.len();
             let headers =
                 format!("Location: {store}/blobs/{hex}\r\nX-Linked-Size: {size}\r\nX-Linked-Etag: \"{hex}\"\r\n");
             answer(out, "302 Found", &headers, b"");
@@ -74,10 +83,10 @@ impl Hub {
     }
 }
 
-fn row(path: &str, bytes: &[u8]) -> serde_json::Value {
+fn row(path: &str, File { hex, bytes }: &File) -> serde_json::Value {
     let mut row = json!({ "type": "file", "path": path, "oid": "git", "size": bytes.len() });
     if bytes.len() > SMALL_BYTES {
-        row["lfs"] = json!({ "oid": hex::encode(Sha256::digest(bytes)), "size": bytes.len(), "pointerSize": 134 });
+        row["lfs"] = json!({ "oid": hex, "size": bytes.len(), "pointerSize": 134 });
     }
     row
 }

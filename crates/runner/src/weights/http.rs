@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::Once;
+use std::sync::{Arc, Once, OnceLock};
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, HeaderMap, LOCATION, RANGE};
@@ -35,7 +35,35 @@ pub(super) struct Net {
 
 struct Open {
     runtime: Option<Runtime>,
-    client: Client,
+    clients: Clients,
+}
+
+/// Reading the system's certificates takes longer than fetching a small set from a hub inside one network: they are read when
+/// the first https address is asked.
+#[derive(Clone, Default)]
+pub(super) struct Clients {
+    plain: Arc<OnceLock<Client>>,
+    secure: Arc<OnceLock<Client>>,
+}
+
+impl Clients {
+    fn of(&self, url: &Url) -> Result<&Client, Fault> {
+        let builder = Client::builder()
+            .user_agent(concat!("pinion/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
+            .read_timeout(Duration::from_secs(SILENCE_SECONDS));
+        let (made, builder) = match url.scheme() {
+            "https" => (&self.secure, builder),
+            // One that believes nobody.
+            _ => (&self.plain, builder.tls_certs_only([])),
+        };
+        if let Some(client) = made.get() {
+            return Ok(client);
+        }
+        let client = builder.build().map_err(|e| Fault::Refused(chain(&e)))?;
+        Ok(made.get_or_init(|| client))
+    }
 }
 
 /// An address, and who is asked there.
@@ -98,14 +126,14 @@ impl Net {
     }
 
     fn fetch(&mut self, address: &Address, sink: &mut Sink, report: &mut dyn FnMut(Progress)) -> Result<(), Fault> {
-        let (runtime, client) = self.opened()?;
+        let (runtime, clients) = self.opened()?;
         runtime.block_on(async {
-            match read(client, address, sink, report).await {
+            match read(clients, address, sink, report).await {
                 Ok(()) => Ok(()),
                 Err(Stop::Fault(fault)) => Err(fault),
                 Err(Stop::StartOver) => {
                     sink.restart().map_err(|e| Fault::Disk(e.to_string()))?;
-                    match read(client, address, sink, report).await {
+                    match read(clients, address, sink, report).await {
                         Err(Stop::StartOver) => {
                             Err(Fault::Refused("it sends neither the part that is asked for nor the whole".into()))
                         }
@@ -124,10 +152,10 @@ impl Net {
         first: Option<u64>,
         limit: u64,
     ) -> Result<(Vec<u8>, HeaderMap), Fault> {
-        let (runtime, client) = self.opened()?;
+        let (runtime, clients) = self.opened()?;
         runtime.block_on(async {
             let range = first.map(|first| (0, Some(first)));
-            let mut answer = follow(client, address, range, |_| Ok(())).await?;
+            let mut answer = follow(clients, address, range, |_| Ok(())).await?;
             if !matches!(answer.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
                 return Err(refusal(&answer, address));
             }
@@ -153,9 +181,9 @@ impl Net {
         name: &str,
         report: &mut dyn FnMut(Progress),
     ) -> Result<Option<String>, Fault> {
-        let (runtime, client) = self.opened()?;
+        let (runtime, clients) = self.opened()?;
         runtime.block_on(async {
-            let mut answer = follow(client, address, None, |_| Ok(())).await?;
+            let mut answer = follow(clients, address, None, |_| Ok(())).await?;
             if answer.status() != StatusCode::OK {
                 return Err(refusal(&answer, address));
             }
@@ -170,12 +198,12 @@ impl Net {
         })
     }
 
-    fn opened(&mut self) -> Result<(&Runtime, &Client), Fault> {
+    fn opened(&mut self) -> Result<(&Runtime, &Clients), Fault> {
         if self.open.is_none() {
             self.open = Some(Open::new()?);
         }
         match &self.open {
-            Some(Open { runtime: Some(runtime), client }) => Ok((runtime, client)),
+            Some(Open { runtime: Some(runtime), clients }) => Ok((runtime, clients)),
             _ => Err(Fault::Refused("the network client is gone".into())),
         }
     }
@@ -188,16 +216,9 @@ impl Open {
             // An error means that somebody else has chosen one already, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
         });
-        let refuse = |e: &dyn std::error::Error| Fault::Refused(chain(e));
-        let client = Client::builder()
-            .user_agent(concat!("pinion/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
-            .read_timeout(Duration::from_secs(SILENCE_SECONDS))
-            .build()
-            .map_err(|e| refuse(&e))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| refuse(&e))?;
-        Ok(Self { runtime: Some(runtime), client })
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|e| Fault::Refused(chain(&e)))?;
+        Ok(Self { runtime: Some(runtime), clients: Clients::default() })
     }
 }
 
@@ -211,20 +232,20 @@ impl Drop for Open {
 }
 
 async fn read(
-    client: &Client,
+    clients: &Clients,
     address: &Address,
     sink: &mut Sink<'_>,
     report: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), Stop> {
     let first = ranges::first(sink.done(), sink.file().size);
-    let mut answer = follow(client, address, first, |headers| announced(headers, sink)).await?;
+    let mut answer = follow(clients, address, first, |headers| announced(headers, sink)).await?;
     accept(&answer, address, sink)?;
     if answer.status() == StatusCode::PARTIAL_CONTENT && first.is_some_and(|(_, end)| end.is_some()) {
-        return ranges::read(client, address, answer, sink, report).await;
+        return ranges::read(clients, address, answer, sink, report).await;
     }
     loop {
         match answer.chunk().await {
-            Ok(Some(bytes)) => sink.write(&bytes, report)?,
+            Ok(Some(bytes)) => sink.write(bytes, report)?,
             Ok(None) => return Ok(()),
             Err(e) => return Err(Fault::Cut(format!("cut after {} bytes: {}", sink.done(), chain(&e))).into()),
         }
@@ -234,14 +255,14 @@ async fn read(
 /// Asks, and asks again wherever a redirect points. The token goes to the first address's origin only. `range` counts
 /// from its first byte up to, without, its second; `seen` hears the headers of every answer.
 pub(super) async fn follow(
-    client: &Client,
+    clients: &Clients,
     address: &Address,
     range: Option<(u64, Option<u64>)>,
     mut seen: impl FnMut(&HeaderMap) -> Result<(), Fault>,
 ) -> Result<Response, Fault> {
     let mut url = address.url.clone();
     for _ in 0..=MAX_REDIRECTS {
-        let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
+        let mut request = clients.of(&url)?.get(url.clone()).header(ACCEPT_ENCODING, "identity");
         if let Some((from, until)) = range {
             let last = until.map(|until| (until - 1).to_string()).unwrap_or_default();
             request = request.header(RANGE, format!("bytes={from}-{last}"));

@@ -1,5 +1,6 @@
-//! Where a source's bytes go: into the blob's `.partial`, and never more of them than the lock says. A thread beside it
-//! reads them back, from memory, and hashes them: receiving and hashing take the time of the slower one.
+//! Where a source's bytes go: into the blob's `.partial`, and never more of them than the lock says. A thread beside it hashes
+//! the same bytes and sets the disk to work on those that are written: receiving, hashing and the disk take the time of the
+//! slowest of them, and the sync at the end finds little left to do.
 //!
 //! Refuses to know where they come from. A partial file survives a cut, and the next attempt, from whichever source,
 //! goes on where it ended; the digest tells at the end whether that was right.
@@ -10,14 +11,19 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
+use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 
 use super::Progress;
 use super::cache::{Cache, remove};
 use super::lock::LockedFile;
 
-/// The thread that hashes is told of this much at a time.
-const HASH_AT_ONCE_BYTES: u64 = 1 << 20;
+/// Read at a time, of what comes from a reader or lies in the file: it stays in the second-level cache until it is hashed.
+const READ_BYTES: usize = 1 << 18;
+/// Pieces that may wait for the thread that hashes: some megabytes.
+const MAX_WAITING: usize = 16;
+/// The disk is set to work on so much at a time.
+const DISK_BYTES: u64 = 8 << 20;
 
 /// Why a source did not deliver.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,7 +69,7 @@ impl<'a> Sink<'a> {
             sink.restart()?;
         } else {
             sink.file.seek(SeekFrom::Start(left))?;
-            sink.hashing.reached(left);
+            sink.hashing.take(Piece::There(left));
             (sink.done, sink.inherited) = (left, left);
         }
         Ok(sink)
@@ -93,13 +99,13 @@ impl<'a> Sink<'a> {
         self.inherited
     }
 
-    pub fn write(&mut self, bytes: &[u8], report: &mut dyn FnMut(Progress)) -> Result<(), Fault> {
+    pub fn write(&mut self, bytes: Bytes, report: &mut dyn FnMut(Progress)) -> Result<(), Fault> {
         if self.done + bytes.len() as u64 > self.locked.size {
             return Err(Fault::Wrong(format!("it sends more than the {} bytes that the lock says", self.locked.size)));
         }
-        self.file.write_all(bytes).map_err(|e| self.disk(&e))?;
+        self.file.write_all(&bytes).map_err(|e| self.disk(&e))?;
         self.done += bytes.len() as u64;
-        self.hashing.reached(self.done);
+        self.hashing.take(Piece::New(bytes));
         let (file, total) = (self.locked.path.as_str(), self.locked.size);
         report(Progress::Bytes { file, source: self.source, done: self.done, total });
         Ok(())
@@ -107,11 +113,14 @@ impl<'a> Sink<'a> {
 
     /// Everything that a reader has.
     pub fn copy(&mut self, mut from: impl Read, report: &mut dyn FnMut(Progress)) -> Result<(), Fault> {
-        let mut buffer = vec![0; 1 << 20];
         loop {
-            match from.read(&mut buffer) {
+            let mut piece = BytesMut::zeroed(READ_BYTES);
+            match from.read(&mut piece) {
                 Ok(0) => return Ok(()),
-                Ok(read) => self.write(&buffer[..read], report)?,
+                Ok(read) => {
+                    piece.truncate(read);
+                    self.write(piece.freeze(), report)?;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(Fault::Cut(e.to_string())),
             }
@@ -144,61 +153,87 @@ impl<'a> Sink<'a> {
     }
 }
 
-/// Hashes a file behind whoever writes it: the bytes are in the system's memory still.
+/// The next bytes of the file.
+enum Piece {
+    /// They are in it already, up to here: an earlier attempt left them.
+    There(u64),
+    /// They were written just now.
+    New(Bytes),
+}
+
+/// Hashes a file beside whoever writes it.
 struct Hashing {
-    reached: mpsc::Sender<u64>,
-    /// Bytes that the file has, and how many of them the thread was told of.
-    here: u64,
-    told: u64,
+    pieces: mpsc::SyncSender<Piece>,
     thread: JoinHandle<io::Result<Sha256>>,
 }
 
 impl Hashing {
     fn start(file: &File) -> io::Result<Self> {
-        let (file, (reached, told)) = (file.try_clone()?, mpsc::channel());
-        let thread = std::thread::Builder::new().name("hashing".into()).spawn(move || follow(&file, &told))?;
-        Ok(Self { reached, here: 0, told: 0, thread })
+        let (file, (pieces, taken)) = (file.try_clone()?, mpsc::sync_channel(MAX_WAITING));
+        let thread = std::thread::Builder::new().name("hashing".into()).spawn(move || follow(&file, &taken))?;
+        Ok(Self { pieces, thread })
     }
 
-    /// The file has so many bytes now, and they will not change. The thread is not woken up for a few of them.
-    fn reached(&mut self, bytes: u64) {
-        self.here = bytes;
-        if bytes - self.told >= HASH_AT_ONCE_BYTES {
-            self.tell();
-        }
-    }
-
-    fn tell(&mut self) {
-        self.told = self.here;
+    fn take(&self, piece: Piece) {
         // It goes early only with an error, which `finish` tells.
-        let _ = self.reached.send(self.here);
+        let _ = self.pieces.send(piece);
     }
 
-    /// The digest of everything up to the last byte reached, in hex.
-    fn finish(mut self) -> io::Result<String> {
-        self.tell();
-        drop(self.reached);
+    /// The digest of everything that was taken, in hex.
+    fn finish(self) -> io::Result<String> {
+        drop(self.pieces);
         let hasher = self.thread.join().map_err(|_| io::Error::other("the thread that hashes has panicked"))??;
         Ok(hex::encode(hasher.finalize()))
     }
 }
 
-fn follow(file: &File, told: &mpsc::Receiver<u64>) -> io::Result<Sha256> {
-    let (mut hasher, mut at, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 18]);
-    while let Ok(reached) = told.recv() {
-        let reached = told.try_iter().last().unwrap_or(reached);
-        while at < reached {
-            let most = buffer.len().min(usize::try_from(reached - at).unwrap_or(usize::MAX));
-            match file.read_at(&mut buffer[..most], at) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => {
-                    hasher.update(&buffer[..read]);
-                    at += read as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+fn follow(file: &File, pieces: &mpsc::Receiver<Piece>) -> io::Result<Sha256> {
+    let (mut hasher, mut at, mut at_the_disk) = (Sha256::new(), 0, 0);
+    for piece in pieces {
+        match piece {
+            Piece::There(until) => {
+                at = hash_up_to(file, until, &mut hasher)?;
+                at_the_disk = at;
             }
+            Piece::New(bytes) => {
+                hasher.update(&bytes);
+                at += bytes.len() as u64;
+            }
+        }
+        if at - at_the_disk >= DISK_BYTES {
+            begin_to_store(file, at_the_disk, at - at_the_disk);
+            at_the_disk = at;
         }
     }
     Ok(hasher)
 }
+
+fn hash_up_to(file: &File, until: u64, hasher: &mut Sha256) -> io::Result<u64> {
+    let (mut at, mut buffer) = (0, vec![0; READ_BYTES]);
+    while at < until {
+        let most = buffer.len().min(usize::try_from(until - at).unwrap_or(usize::MAX));
+        match file.read_at(&mut buffer[..most], at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                at += read as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(at)
+}
+
+/// Does not wait until they are stored, and promises nothing: the sync at the end does, and tells what went wrong.
+#[cfg(target_os = "linux")]
+fn begin_to_store(file: &File, from: u64, bytes: u64) {
+    use std::os::fd::AsRawFd;
+    if let (Ok(from), Ok(bytes)) = (from.try_into(), bytes.try_into()) {
+        // SAFETY: the descriptor is open; no memory is touched.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), from, bytes, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_to_store(_: &File, _: u64, _: u64) {}

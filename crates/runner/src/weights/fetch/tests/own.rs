@@ -79,9 +79,9 @@ fn a_glance_refuses_what_shows_without_reading_and_notes_what_does_not() {
         file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
     };
     settled(&content());
-    assert_eq!(glance().unwrap(), [String::new(); 0], "nobody has read it since");
+    assert!(glance().unwrap().is_empty(), "nobody has read it since");
     own.ensure(&here.options, &mut |_| {}).unwrap();
-    assert_eq!(glance().unwrap(), [String::new(); 0]);
+    assert!(glance().unwrap().is_empty());
 
     let mut bit = content();
     bit[150_000] ^= 1;
