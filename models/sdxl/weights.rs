@@ -136,10 +136,7 @@ impl Opened {
         }
         let (mut files, mut sources) = (Vec::new(), Sources::default());
         for component in Component::ALL {
-            if let Some(config) = read_config(path, component)? {
-                files.push(config);
-                sources[component as usize] = Some(open_folder(&path.join(component.folder()), component)?);
-            }
+            add_folder(path, component, &mut files, &mut sources)?;
         }
         Self::of_parts(path, files, sources, Beside::Folder)
     }
@@ -161,13 +158,9 @@ impl Opened {
         let mut sources = [first, second, unet, vae, None];
         let mut files: Vec<_> =
             sizes.files("float16").into_iter().map(|(name, json)| (name.to_owned(), json)).collect();
-        // It has none inside; beside it there may be one, as in a folder.
+        // There is none inside; beside it there may be one, as in a folder.
         let beside = path.parent().unwrap_or(Path::new(""));
-        if let Some(config) = read_config(beside, Component::Safety)? {
-            files.push(config);
-            let folder = beside.join(Component::Safety.folder());
-            sources[Component::Safety as usize] = Some(open_folder(&folder, Component::Safety)?);
-        }
+        add_folder(beside, Component::Safety, &mut files, &mut sources)?;
         Self::of_parts(path, files, sources, Beside::Usual(sizes))
     }
 
@@ -377,14 +370,20 @@ fn config_name(component: Component) -> String {
     format!("{}/config.json", component.folder())
 }
 
-/// With its name; none where the folder has no such component.
-fn read_config(folder: &Path, component: Component) -> Result<Option<(String, Value)>, PredictError> {
+/// A component of a folder, where the folder has it.
+fn add_folder(
+    folder: &Path,
+    component: Component,
+    files: &mut Vec<(String, Value)>,
+    sources: &mut Sources,
+) -> Result<(), PredictError> {
     let name = config_name(component);
     let place = folder.join(&name);
-    if !place.exists() {
-        return Ok(None);
+    if place.exists() {
+        files.push((name, read_json(&place)?));
+        sources[component as usize] = Some(open_folder(&folder.join(component.folder()), component)?);
     }
-    Ok(Some((name, read_json(&place)?)))
+    Ok(())
 }
 
 fn read_json(place: &Path) -> Result<Value, PredictError> {
