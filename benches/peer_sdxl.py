@@ -7,10 +7,11 @@
 
 Both paint one image per round by K_EULER with guidance (two calls of the net in one), in turn, each in a fresh process that
 painted one step before it is measured; loading is not counted. Pinion is `pinion bench`, the peer diffusers' own pipeline
-with PyTorch's attention, eager, f32 on a processor and f16 on a GPU. The operations of a step, over its time, are told as a
-share of what the processor's multiply-adds come to alone, which Pinion measures in each round. A ratio is the peer's median time over Pinion's, in
-brackets the least and largest of one round: above 1 Pinion is faster. Memory is the peak resident set of the process on a
-processor, the peak that PyTorch or the driver's process list tells on a GPU. Installs nothing.
+with PyTorch's attention, eager, f32 on a processor and f16 on a GPU. The operations of a step, over its processor time,
+are told as a share of what multiply-adds alone come to, which Pinion measures in each round: that holds beside other work
+too. A ratio is the peer's median time over Pinion's, in brackets the least and largest of one round: above 1 Pinion is
+faster. Memory is the peak resident set of the process on a processor, the peak that PyTorch or the driver's process list
+tells on a GPU. Installs nothing.
 """
 
 import argparse
@@ -48,10 +49,11 @@ def peer(weights, device, side, steps, threads):
         return time.perf_counter()
 
     def paint(steps):
-        marks = []
+        marks, worked = [], []
 
         def after(_pipe, _step, _timestep, tensors):
             marks.append(now())
+            worked.append(time.process_time())
             return tensors
 
         began = now()
@@ -65,10 +67,11 @@ def peer(weights, device, side, steps, threads):
         each = [b - a for a, b in zip(marks, marks[1:])]
         # The first step's beginning is not told: it is taken to be as long as the others.
         step = statistics.median(each) if each else middle - began
+        processor = (worked[-1] - worked[0]) / (len(worked) - 1) if each else 0.0
         prompt = max(marks[0] - step - began, 0.0) if marks else 0.0
         return {
             "prompt_s": prompt, "step_p50_s": step, "steps_per_s": 1 / (statistics.fmean(each) if each else step),
-            "decode_s": end - middle, "image_s": end - began,
+            "step_processor_s": processor, "decode_s": end - middle, "image_s": end - began,
         }
 
     paint(2)
@@ -85,8 +88,9 @@ def pinion(program, weights, device, side, steps, threads, config):
 
 
 def shares(rounds):
-    """Of the speed of multiply-adds alone that Pinion measures at each start; nothing on a GPU, where nobody measures it."""
-    if not all(row["pinion"]["peak_operations_per_s"] for row in rounds):
+    """What a step's operations come to for each second that a thread was on a processor, beside one thread's multiply-adds
+    alone, which Pinion measures in each round; nothing on a GPU, where nobody measures it."""
+    if not all(row["pinion"]["operations_per_processor_s"] and row["diffusers"]["step_processor_s"] for row in rounds):
         return {}
     found = {}
     for who in ("pinion", "diffusers"):
@@ -94,7 +98,8 @@ def shares(rounds):
         for row in rounds:
             ours = row["pinion"]
             operations = ours["operations_per_s"] / ours["steps_per_s"]
-            held.append(operations * row[who]["steps_per_s"] / ours["peak_operations_per_s"])
+            speed = ours["operations_per_processor_s"] if who == "pinion" else operations / row[who]["step_processor_s"]
+            held.append(speed / ours["peak_operations_of_one_thread_per_s"])
         found[who] = {"median": statistics.median(held), "min": min(held), "max": max(held)}
     return found
 
@@ -141,7 +146,7 @@ def main():
               f"ratio {row['ratio']:.2f} [{row['ratio_min']:.2f} to {row['ratio_max']:.2f}]")
     share = shares(rounds)
     if share:
-        print("of the processor's multiply-adds, measured in each round: "
+        print("of a thread's multiply-adds, measured in each round, by processor time: "
               + ", ".join(f"{who} {each['median']:.0%} [{each['min']:.0%} to {each['max']:.0%}]" for who, each in share.items()))
     if words.out:
         result = {

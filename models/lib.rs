@@ -78,6 +78,10 @@ pub struct PaintResult {
     /// measures it.
     pub operations_per_s: f64,
     pub peak_operations_per_s: f64,
+    /// The same of each second that a thread was on a processor, and what one thread's multiply-adds come to: beside other
+    /// work these two can be compared.
+    pub operations_per_processor_s: f64,
+    pub peak_operations_of_one_thread_per_s: f64,
     pub side: usize,
     pub steps: usize,
     pub threads: usize,

@@ -3,6 +3,8 @@
 
 use std::time::Instant;
 
+use kernels::Pool;
+use kernels::peak::processor_seconds;
 use prediction::{LoadSpec, PredictError};
 
 use super::generate::{Plan, Refine};
@@ -16,7 +18,8 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
     let mut pipeline = Pipeline::load(spec, &mut |line| told(Told::Line(line)))?;
     let load_s = began.elapsed().as_secs_f64();
     let cpu = pipeline.setting.device.is_cpu();
-    let peak_operations_per_s = if cpu { kernels::peak::flops(&pipeline.setting.pool) } else { 0.0 };
+    let peak = |pool: &Pool| if cpu { kernels::peak::flops(pool) } else { 0.0 };
+    let peaks = [peak(&pipeline.setting.pool), peak(&Pool::new(1))];
     if let Some(BenchShape { steps, side, .. }) = shapes.iter().find(|shape| shape.steps == 0 || shape.side == 0) {
         return Err(PredictError::FixInput(format!("steps are {steps} and the side {side}; 1 or more")));
     }
@@ -33,7 +36,13 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
             decode_s: times.decode_s,
             image_s: times.prompt_s + times.steps.total_s() + times.decode_s,
             operations_per_s: step * shape.steps as f64 / steps_s,
-            peak_operations_per_s,
+            peak_operations_per_s: peaks[0],
+            operations_per_processor_s: if cpu && times.processor_s > 0.0 {
+                step * shape.steps as f64 / times.processor_s
+            } else {
+                0.0
+            },
+            peak_operations_of_one_thread_per_s: peaks[1],
             side: shape.side,
             steps: shape.steps,
             threads: pipeline.setting.pool.threads(),
@@ -47,6 +56,8 @@ struct Times {
     prompt_s: f64,
     steps: StepTimes,
     decode_s: f64,
+    /// Of all threads, in the steps.
+    processor_s: f64,
 }
 
 fn paint(pipeline: &mut Pipeline, side: usize, steps: usize) -> Result<Times, PredictError> {
@@ -68,14 +79,16 @@ fn paint(pipeline: &mut Pipeline, side: usize, steps: usize) -> Result<Times, Pr
     let prepared = generator.prepare(&plan)?;
     let mut drawing = generator.begin(&prepared, Box::new(Seeded { seed: 1, image: 0 }))?;
     let (prompt_s, mut times) = (began.elapsed().as_secs_f64(), StepTimes::default());
+    let worked = processor_seconds();
     for _ in 0..steps {
         // A step ends by a number from the device.
         let began = Instant::now();
         generator.step(&prepared, &mut drawing)?;
         times.push(began.elapsed().as_secs_f64());
     }
+    let processor_s = processor_seconds() - worked;
     let began = Instant::now();
     let pixels = generator.decode(drawing.latents())?;
     pixels.flatten_all().and_then(|all| all.to_vec1::<f32>()).map_err(|error| runner::device::fault(&error))?;
-    Ok(Times { prompt_s, steps: times, decode_s: began.elapsed().as_secs_f64() })
+    Ok(Times { prompt_s, steps: times, decode_s: began.elapsed().as_secs_f64(), processor_s })
 }

@@ -43,10 +43,13 @@ impl Trained {
     /// A tar or a safetensors file, by its content.
     pub fn open(path: &Path) -> Result<Self, PredictError> {
         let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-        match archive::is_tar(path).map_err(|error| PredictError::FixInput(error.to_string()))? {
-            true => Self::of_tar(path),
-            false => Self::default().with(&file, SafeTensors::open(path).map_err(fixable)?),
+        let unreadable = |error: std::io::Error| PredictError::FixInput(format!("{file}: {error}"));
+        if archive::is_tar(path).map_err(unreadable)? {
+            return Self::of_tar(path);
         }
+        let size = std::fs::metadata(path).map_err(unreadable)?.len();
+        // By its own name: where it lies is nobody's business.
+        Self::default().with(&file, SafeTensors::open_part(path, 0..size, &file).map_err(fixable)?)
     }
 
     fn of_tar(path: &Path) -> Result<Self, PredictError> {

@@ -2,6 +2,7 @@
 //! what it replaces. A tensor that it has not stays the base's, as in the reference. Refuses what is for another
 //! architecture, from headers alone.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use prediction::PredictError;
@@ -9,6 +10,7 @@ use runner::SafeTensors;
 use runner::safetensors::Tensor;
 
 use super::weights::{Adapter, Component, Opened};
+use crate::shared::raw::Raw;
 
 /// Every UNet has it, and no adapter of one.
 const FIRST: &str = "conv_in.weight";
@@ -34,11 +36,13 @@ impl Whole {
     pub fn fit(&self, opened: &Opened) -> Result<(), PredictError> {
         let known = BTreeMap::from_iter(opened.tensors(Component::Unet)?);
         for name in self.tensors.names() {
-            let shape = self.tensors.tensor(name).map_err(|error| self.refuse(&error))?.shape;
+            let tensor = self.tensors.tensor(name).map_err(|error| self.refuse(&error))?;
+            let raw = Raw::new(name, tensor.dtype, tensor.shape, Cow::Borrowed(tensor.bytes));
+            let shape = raw.map_err(|error| self.refuse(&error))?.shape;
             let Some(needed) = known.get(name) else {
                 return Err(self.refuse(&format_args!("this model has no {name}: it is for another architecture")));
             };
-            if shape != needed {
+            if shape != *needed {
                 let why = format_args!("{name} is {shape:?}, not {needed:?}: it is for another architecture");
                 return Err(self.refuse(&why));
             }

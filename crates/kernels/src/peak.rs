@@ -29,6 +29,20 @@ pub fn flops(pool: &Pool) -> f64 {
     (0..5).map(|_| try_()).fold(0.0, f64::max)
 }
 
+/// Seconds that all threads of this process together have been on a processor; 0 where the system does not tell. Beside
+/// other work it says what a run takes, where a clock says how long it waited.
+pub fn processor_seconds() -> f64 {
+    #[cfg(target_os = "linux")]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the clock is written to a value of our own.
+        if unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) } == 0 {
+            return time.tv_sec as f64 + time.tv_nsec as f64 / 1e9;
+        }
+    }
+    0.0
+}
+
 fn lanes(simd: Simd) -> usize {
     match simd.level() {
         Level::Portable => 1,
@@ -83,6 +97,14 @@ fn avx512() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_was_worked_is_told_whoever_else_works() {
+        let before = processor_seconds();
+        chains(Simd::best());
+        assert!(processor_seconds() > before && before > 0.0);
+    }
 
     #[test]
     fn every_path_has_a_speed() {

@@ -170,6 +170,11 @@ fn painted(name: &str, device: &str, result: &PaintResult) -> Result<(), Failure
         let [came, peak] = [result.operations_per_s, result.peak_operations_per_s].map(|speed| speed / GIGA);
         print_line!("{came:.0} of {peak:.0} GFLOP/s that this processor's multiply-adds come to: {share:.0}%");
     }
+    if result.operations_per_processor_s > 0.0 {
+        let (came, peak) = (result.operations_per_processor_s, result.peak_operations_of_one_thread_per_s);
+        let (share, came, peak) = (100.0 * came / peak, came / GIGA, peak / GIGA);
+        print_line!("by processor time, {came:.0} of {peak:.0} GFLOP/s of each thread: {share:.0}%");
+    }
     if let Some(bytes) = peak_rss_bytes() {
         print_line!("{} MB of memory at most", bytes / 1_000_000);
     }

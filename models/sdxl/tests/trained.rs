@@ -83,7 +83,7 @@ fn a_lora_changes_its_own_prediction_and_one_for_another_architecture_is_refused
     }
     let text = example("../predictions.rs");
     let why = refusal(&mut *model, json!({"replicate_weights": text}));
-    assert!(why.starts_with("replicate_weights: "), "{why}");
+    assert!(why.starts_with("replicate_weights: predictions.rs: not a usable safetensors file of "), "{why}");
 }
 
 #[test]
