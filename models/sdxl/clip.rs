@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::Pool;
-use kernels::op::{self, Dense, Memory, MemoryShape};
+use kernels::op::{self, Dense, MemoryShape, Scene};
 use prediction::PredictError;
 
 use super::config::TextConfig;
@@ -95,10 +95,11 @@ impl TextEncoder {
         }
         let places = self.positions.narrow(0, 0, count)?;
         let mut x = (self.embed(ids, more)?.reshape((batch, count, hidden))?.broadcast_add(&places))?
-            .reshape((batch * count, hidden))?;
+            .reshape((batch * count, hidden))?
+            .to_dtype(op::activations(&self.device, self.tokens.dtype()))?;
         let shape = MemoryShape { positions: count, ..self.shape };
-        let memory = |_| Memory::new(shape, DType::F32, &self.device, &self.pool);
-        let mut memories = (0..batch).map(memory).collect::<Result<Vec<_>>>()?;
+        // A token sees itself and what stands before it.
+        let mut own = Scene::new(shape, batch, &self.device, &self.pool)?.causal();
         let mut before_last = None;
         for (number, layer) in self.layers.iter().enumerate() {
             if number + 1 == self.layers.len() {
@@ -107,16 +108,16 @@ impl TextEncoder {
                     break;
                 }
             }
-            x = layer.forward(&x, &mut memories, self)?;
+            x = layer.forward(&x, &mut own, self)?;
         }
-        let hidden_states = before_last.as_ref().unwrap_or(&x).reshape((batch, count, hidden))?;
+        let hidden_states = before_last.as_ref().unwrap_or(&x).to_dtype(DType::F32)?.reshape((batch, count, hidden))?;
         let pooled = match &self.projection {
             None => None,
             Some(projection) => {
                 let ends = ids.iter().zip(0..).map(|(text, row)| (row * count + self.end(text)) as u32);
                 let ends = Tensor::from_vec(ends.collect::<Vec<u32>>(), batch, &self.device)?;
                 let x = self.norm.layer(&x.index_select(&ends, 0)?, self.config.norm_eps, &self.pool)?;
-                Some(projection.forward(&x)?)
+                Some(projection.forward(&x)?.to_dtype(DType::F32)?)
             }
         };
         Ok(Encoded { hidden: hidden_states, pooled })
@@ -157,17 +158,11 @@ impl TextEncoder {
 }
 
 impl Layer {
-    fn forward(&self, x: &Tensor, memories: &mut [Memory], net: &TextEncoder) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, own: &mut Scene, net: &TextEncoder) -> Result<Tensor> {
         let TextConfig { hidden, norm_eps, quick_gelu, .. } = net.config;
-        let count = x.dim(0)? / memories.len();
         let qkv = self.qkv.forward(&self.norm1.layer(x, norm_eps, &net.pool)?)?;
-        for (number, memory) in memories.iter_mut().enumerate() {
-            let part = |from: usize| qkv.narrow(1, from, hidden)?.narrow(0, number * count, count);
-            memory.write(0, &part(hidden)?, &part(2 * hidden)?)?;
-        }
-        // A token sees itself and what stands before it.
-        let sights: Vec<_> = memories.iter().flat_map(|memory| (1..=count).map(move |seen| (memory, seen))).collect();
-        let seen = op::attend(&qkv.narrow(1, 0, hidden)?, &sights, layers::scale(net.shape))?;
+        own.show(&qkv.narrow(1, hidden, 2 * hidden)?)?;
+        let seen = own.attend(&qkv.narrow(1, 0, hidden)?, layers::scale(net.shape))?;
         let x = self.out.forward_add(&seen, x)?;
         let y = self.norm2.layer(&x, norm_eps, &net.pool)?;
         let y =
