@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 use kernels::Pool;
-use kernels::op::Dense;
+use kernels::op::{self, Dense};
 use prediction::PredictError;
 
 use super::clip_layers::{Layers, Sight};
@@ -70,9 +70,11 @@ impl TextEncoder {
             candle_core::bail!("texts of {lengths:?} tokens; one length up to {} is read", self.config.positions);
         }
         let places = self.positions.narrow(0, 0, count)?;
-        let x = self.embed(ids, more)?.reshape((batch, count, hidden))?.broadcast_add(&places)?;
+        let x = (self.embed(ids, more)?.reshape((batch, count, hidden))?.broadcast_add(&places)?)
+            .reshape((batch * count, hidden))?
+            .to_dtype(op::activations(&self.device, self.tokens.dtype()))?;
         let last = self.config.tower.layers - 1;
-        let before_last = self.layers.forward(&x.reshape((batch * count, hidden))?, batch, 0..last)?;
+        let before_last = self.layers.forward(&x, batch, 0..last)?;
         let pooled = match &self.projection {
             None => None,
             Some(projection) => {
@@ -80,10 +82,10 @@ impl TextEncoder {
                 let ends = ids.iter().zip(0..).map(|(text, row)| (row * count + self.end(text)) as u32);
                 let ends = Tensor::from_vec(ends.collect::<Vec<u32>>(), batch, &self.device)?;
                 let x = self.norm.layer(&x.index_select(&ends, 0)?, self.config.tower.norm_eps, &self.pool)?;
-                Some(projection.forward(&x)?)
+                Some(projection.forward(&x)?.to_dtype(DType::F32)?)
             }
         };
-        Ok(Encoded { hidden: before_last.reshape((batch, count, hidden))?, pooled })
+        Ok(Encoded { hidden: before_last.to_dtype(DType::F32)?.reshape((batch, count, hidden))?, pooled })
     }
 
     /// `[tokens of all texts, hidden]`.

@@ -4,9 +4,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use kernels::Pool;
-use kernels::op::{self, Dense, Memory, MemoryShape};
+use kernels::op::{self, Dense, MemoryShape, Scene};
 use prediction::PredictError;
 
 use super::config::Tower;
@@ -72,14 +72,15 @@ impl Layers {
         })
     }
 
-    /// `[batch * positions, hidden]` through some of the layers: as many sequences of one length, one behind the other.
+    /// `[batch * positions, hidden]` through some of the layers, in its own type: as many sequences of one length, one behind
+    /// the other.
     pub fn forward(&self, x: &Tensor, batch: usize, which: Range<usize>) -> Result<Tensor> {
         let shape = MemoryShape { positions: x.dim(0)? / batch, ..self.shape };
-        let memory = |_| Memory::new(shape, DType::F32, &self.device, &self.pool);
-        let mut memories = (0..batch).map(memory).collect::<Result<Vec<_>>>()?;
+        let own = Scene::new(shape, batch, &self.device, &self.pool)?;
+        let mut own = if self.sight == Sight::Before { own.causal() } else { own };
         let mut x = x.clone();
         for layer in &self.all[which] {
-            x = layer.forward(&x, &mut memories, self)?;
+            x = layer.forward(&x, &mut own, self)?;
         }
         Ok(x)
     }
@@ -90,17 +91,11 @@ impl Layers {
 }
 
 impl Layer {
-    fn forward(&self, x: &Tensor, memories: &mut [Memory], tower: &Layers) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, own: &mut Scene, tower: &Layers) -> Result<Tensor> {
         let Tower { hidden, norm_eps, quick_gelu, .. } = tower.tower;
-        let count = x.dim(0)? / memories.len();
         let qkv = self.qkv.forward(&self.norm1.layer(x, norm_eps, &tower.pool)?)?;
-        for (number, memory) in memories.iter_mut().enumerate() {
-            let part = |from: usize| qkv.narrow(1, from, hidden)?.narrow(0, number * count, count);
-            memory.write(0, &part(hidden)?, &part(2 * hidden)?)?;
-        }
-        let seen = |position: usize| if tower.sight == Sight::Before { position } else { count };
-        let sights: Vec<_> = memories.iter().flat_map(|m| (1..=count).map(move |at| (m, seen(at)))).collect();
-        let seen = op::attend(&qkv.narrow(1, 0, hidden)?, &sights, layers::scale(tower.shape))?;
+        own.show(&qkv.narrow(1, hidden, 2 * hidden)?)?;
+        let seen = own.attend(&qkv.narrow(1, 0, hidden)?, layers::scale(tower.shape))?;
         let x = self.out.forward_add(&seen, x)?;
         let y = self.norm2.layer(&x, norm_eps, &tower.pool)?;
         let y = match quick_gelu {

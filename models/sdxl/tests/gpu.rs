@@ -5,7 +5,7 @@ use kernels::op;
 
 use super::super::noise::{Noise, Seeded, Use};
 use super::super::pipeline::on_gpu;
-use super::super::weights::Opened;
+use super::super::weights::{Component, Opened};
 use super::nets::{error, load};
 
 /// Unit normal numbers, others for every seed.
@@ -41,6 +41,23 @@ fn a_unet_on_a_gpu_says_nearly_what_the_cpu_says_of_the_same_weights() {
         assert!(bytes <= cpu_bytes, "{bytes}, {cpu_bytes} on the CPU");
         let error = error(&got, &expected);
         assert!((1e-6..1e-2).contains(&error), "{shape}: {error} of the largest value");
+    }
+}
+
+#[test]
+fn texts_on_a_gpu_are_read_as_on_the_cpu() {
+    let opened = Opened::synth("sdxl-tiny", "f16", 0).unwrap();
+    let ids = vec![vec![49_406, 320, 1929, 49_407, 49_407, 7], vec![49_406, 11, 12, 13, 14, 49_407]];
+    let say = || {
+        let read = |component| opened.text_encoder(component, load()).unwrap().unwrap().forward(&ids).unwrap();
+        let (first, second) = (read(Component::Text1), read(Component::Text2));
+        [first.hidden, second.hidden, second.pooled.unwrap()]
+    };
+    let expected = say();
+    let Some(_gpu) = op::emulate() else { return };
+    for (got, expected) in say().iter().zip(&expected) {
+        let error = error(got, expected);
+        assert!((1e-6..1e-2).contains(&error), "{error} of the largest value");
     }
 }
 

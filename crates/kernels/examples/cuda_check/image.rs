@@ -3,7 +3,7 @@
 
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::{Error, Result};
-use kernels::cuda::attend::{self, DIM, Rows, Scene};
+use kernels::cuda::attend::{self, Batch, DIM, Rows};
 use kernels::cuda::call::{Call, Element, Real};
 use kernels::cuda::check::Random;
 use kernels::cuda::device::{Kernels, Memory};
@@ -105,9 +105,9 @@ fn attention(machine: &Machine) -> Result<()> {
         ("attention, 1024 of 20 heads over 77", 1024, 77, 20),
     ] {
         let width = heads * DIM;
-        let scene = Scene { parts: IMAGES, rows, seen, heads, causal: false, scale: 0.125 };
+        let batch = Batch { parts: IMAGES, rows, seen, heads, causal: false, scale: 0.125 };
         let part = |from: usize| Rows { at: at.at(from * width * 2), stride: 3 * width };
-        let call = attend::attend(machine.element, &scene, part(0), part(1), part(2), machine.to.ptr());
+        let call = attend::attend(machine.element, &batch, part(0), part(1), part(2), machine.to.ptr());
         let bytes = IMAGES * (2 * rows + 2 * seen) * width * 2;
         machine.calls(name, bytes, (4 * IMAGES * rows * seen * width) as f64, &[call])?;
     }

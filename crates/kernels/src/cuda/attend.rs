@@ -21,7 +21,7 @@ pub struct Rows {
 
 /// Queries of a batch and what they look at: `parts` times `rows` rows over `seen` positions of their part.
 #[derive(Clone, Copy, Debug)]
-pub struct Scene {
+pub struct Batch {
     pub parts: usize,
     pub rows: usize,
     pub seen: usize,
@@ -32,9 +32,9 @@ pub struct Scene {
 }
 
 /// `out[row] = softmax(scale q K^T) V` for each head of `DIM` neighbouring values; `out` is `[parts * rows, heads * DIM]`.
-pub fn attend(element: Element, scene: &Scene, queries: Rows, keys: Rows, values: Rows, out: Ptr) -> Call {
-    let Scene { parts, rows, seen, heads, causal, scale } = *scene;
-    assert!(rows > 0 && seen > 0 && parts > 0 && heads > 0, "attention over nothing: {scene:?}");
+pub fn attend(element: Element, batch: &Batch, queries: Rows, keys: Rows, values: Rows, out: Ptr) -> Call {
+    let Batch { parts, rows, seen, heads, causal, scale } = *batch;
+    assert!(rows > 0 && seen > 0 && parts > 0 && heads > 0, "attention over nothing: {batch:?}");
     for Rows { at, stride } in [queries, keys, values] {
         assert!(at.0.is_multiple_of(16) && stride.is_multiple_of(8) && stride >= heads * DIM, "rows {stride} apart");
     }

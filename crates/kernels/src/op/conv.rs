@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 
-use super::place::{gpu, launches};
+use super::place::{activations, gpu, launches};
 use super::{Part, Rows, composed, fused, output};
 use crate::cuda::image::{Activation as Behind, Walk as Windows};
 use crate::linear::{Activation, Finish, Residual, Walk, Weight, many};
@@ -232,10 +232,10 @@ impl Conv2d {
         }
     }
 
-    /// What images are held in between layers like this one: the weight's type where our kernels take it, else f32.
+    /// What images are held in between layers like this one.
     pub fn activations(&self) -> DType {
         match &self.inner {
-            Inner::Windows(weight) => weight.dtype(),
+            Inner::Windows(weight) => activations(weight.device(), weight.dtype()),
             Inner::Cpu { .. } | Inner::Composed(_) => DType::F32,
         }
     }

@@ -9,7 +9,7 @@ use crate::cuda::call::{Call, Element, Real};
 use crate::cuda::image::{self, Activation, Groups, Walk};
 use crate::cuda::params::Ptr;
 
-pub(super) use crate::cuda::attend::Scene;
+pub(super) use crate::cuda::attend::Batch;
 
 /// Kernels read 16 bytes at once.
 const ALIGNED: u64 = 16;
@@ -137,14 +137,14 @@ mod cuda {
 
 /// `softmax(scale q K^T) V` of every head of 64, for parts of a batch one behind the other: rows of `[parts * rows, heads * 64]` and
 /// `[parts * seen, heads * 64]`, with gaps between them or without.
-pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, scene: &Scene) -> Result<Option<Tensor>> {
-    let (Some(Real::Half(element)), width) = (real(q), scene.heads * DIM) else { return Ok(None) };
+pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, batch: &Batch) -> Result<Option<Tensor>> {
+    let (Some(Real::Half(element)), width) = (real(q), batch.heads * DIM) else { return Ok(None) };
     if q.dim(1)? != width || [k.dtype(), v.dtype()] != [q.dtype(); 2] {
         return Ok(None);
     }
     let (Some(queries), Some(keys), Some(values)) = (rows(q)?, rows(k)?, rows(v)?) else { return Ok(None) };
-    let y = empty((scene.parts * scene.rows, width), q, q.dtype())?;
-    write(&y, |out| vec![attend::attend(element, scene, queries, keys, values, out)])?;
+    let y = empty((batch.parts * batch.rows, width), q, q.dtype())?;
+    write(&y, |out| vec![attend::attend(element, batch, queries, keys, values, out)])?;
     Ok(Some(y))
 }
 

@@ -161,7 +161,10 @@ fn attention_of_a_gpu_reads_a_stack_in_place() {
             let mut texts = Scene::new(shape, parts, &Device::Cpu, &numbers.pool)?;
             texts.show(&numbers.tensor(&[parts * tokens, 2 * width]))?;
             assert!(texts.show(&qkv).is_err(), "rows of another width");
-            texts.attend(&seen, 0.3)
+            let seen = texts.attend(&seen, 0.3)?;
+            let mut said = Scene::new(shape, parts, &Device::Cpu, &numbers.pool)?.causal();
+            said.show(&numbers.tensor(&[parts * tokens, 2 * width]))?;
+            Tensor::cat(&[&seen, &said.attend(&seen, 0.3)?], 0)
         });
         let Some(_gpu) = emulate() else { return };
         assert_eq!(attends_in_one_kernel(&Device::Cpu, DType::F16, dim), dim == 64);

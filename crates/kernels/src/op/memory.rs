@@ -127,35 +127,32 @@ fn composed(q: &Tensor, sights: &[(&Memory, usize)], scale: f32) -> Result<Tenso
         };
         let seen = run.iter().map(|(_, seen)| *seen).max().unwrap_or(1);
         let rows = q.narrow(0, first, run.len())?;
-        let hidden = run.iter().any(|(_, sees)| *sees < seen).then(|| {
-            let of = |sees: usize| (0..seen).map(move |p| if p < sees { 0f32 } else { f32::NEG_INFINITY });
-            let hidden = run.iter().flat_map(|(_, sees)| of(*sees)).collect::<Vec<_>>();
-            Tensor::from_vec(hidden, (1, run.len(), seen), q.device())
-        });
+        let sees: Vec<usize> = run.iter().map(|(_, sees)| *sees).collect();
         let (keys, values) = (keys.narrow(0, 0, seen)?, values.narrow(0, 0, seen)?);
-        parts.push(in_candles_words(&rows, &keys, &values, hidden.transpose()?.as_ref(), scale)?);
+        parts.push(in_candles_words(&rows, &keys, &values, &sees, scale)?);
         first += run.len();
     }
     Tensor::cat(&parts, 0)
 }
 
-/// Rows `[rows, heads * dim]` over keys and values `[seen, heads, dim]`, in f32 whatever they are in. `hidden`, `[1, rows, seen]`, is
-/// added to the scores.
+/// Rows `[rows, heads * dim]` over keys and values `[seen, heads, dim]`, in f32 whatever they are in. Row `r` sees the first `sees[r]`.
 pub(super) fn in_candles_words(
     q: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    hidden: Option<&Tensor>,
+    sees: &[usize],
     scale: f32,
 ) -> Result<Tensor> {
     let (rows, width) = q.dims2()?;
-    let (_, heads, dim) = keys.dims3()?;
+    let (seen, heads, dim) = keys.dims3()?;
     let heads_first = |t: &Tensor| t.to_dtype(DType::F32)?.transpose(0, 1)?.contiguous();
     let q32 = q.to_dtype(DType::F32)?.reshape((rows, heads, dim))?;
     let scores = q32.transpose(0, 1)?.contiguous()?.matmul(&heads_first(keys)?.transpose(1, 2)?.contiguous()?)?;
     let mut scores = (scores * f64::from(scale))?;
-    if let Some(hidden) = hidden {
-        scores = scores.broadcast_add(hidden)?;
+    if sees.iter().any(|sees| *sees < seen) {
+        let of = |sees: usize| (0..seen).map(move |p| if p < sees { 0f32 } else { f32::NEG_INFINITY });
+        let hidden: Vec<f32> = sees.iter().flat_map(|sees| of(*sees)).collect();
+        scores = scores.broadcast_add(&Tensor::from_vec(hidden, (1, rows, seen), q.device())?)?;
     }
     let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;

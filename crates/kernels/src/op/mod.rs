@@ -44,7 +44,7 @@ pub use linear::Linear;
 pub use memory::{Memory, attend};
 #[cfg(any(test, feature = "emulator"))]
 pub use place::{Emulating, emulate};
-pub use place::{attends_in_one_kernel, gpu, prepare};
+pub use place::{activations, attends_in_one_kernel, gpu, prepare};
 pub use scene::Scene;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.

@@ -15,6 +15,11 @@ pub(super) fn launches(device: &Device) -> bool {
     emulating() || (cfg!(feature = "cuda") && device.is_cuda())
 }
 
+/// What layers whose weights are of this type hold between them: the weights' type where our kernels take it, else f32.
+pub fn activations(device: &Device, weights: DType) -> DType {
+    if launches(device) && matches!(weights, DType::F16 | DType::BF16) { weights } else { DType::F32 }
+}
+
 /// Whether attention on this device, over heads of `dim` in `dtype`, is our kernel's; else it is composed of candle's ops and
 /// writes its scores to memory.
 pub fn attends_in_one_kernel(device: &Device, dtype: DType, dim: usize) -> bool {

@@ -1,5 +1,5 @@
-//! Attention of a batch's images: every row of a part looks at all positions of its own part. As everywhere in `op`: a fused kernel
-//! on the CPU and one on a GPU, which reads keys and values where a product left them; candle's own words elsewhere.
+//! Attention of a batch's images or texts: every row of a part looks at its own part. As everywhere in `op`: a fused kernel on the
+//! CPU and one on a GPU, which reads keys and values where a product left them; candle's own words elsewhere.
 
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ const SCORE_BYTES: usize = 256 << 20;
 pub struct Scene {
     shape: Shape,
     parts: usize,
+    causal: bool,
     inner: Inner,
 }
 
@@ -31,10 +32,15 @@ impl Scene {
     /// Room for `parts` times `shape.positions`; nothing can be seen yet.
     pub fn new(shape: Shape, parts: usize, device: &Device, pool: &Arc<Pool>) -> Result<Scene> {
         if gpu(device) {
-            return Ok(Scene { shape, parts, inner: Inner::Gpu(None) });
+            return Ok(Scene { shape, parts, causal: false, inner: Inner::Gpu(None) });
         }
         let memories = (0..parts).map(|_| Memory::new(shape, DType::F32, device, pool)).collect::<Result<_>>()?;
-        Ok(Scene { shape, parts, inner: Inner::Cpu(memories) })
+        Ok(Scene { shape, parts, causal: false, inner: Inner::Cpu(memories) })
+    }
+
+    /// Row `r` of a part sees the positions up to its own alone: of a text, what was said before.
+    pub fn causal(self) -> Scene {
+        Scene { causal: true, ..self }
     }
 
     pub fn parts(&self) -> usize {
@@ -70,17 +76,17 @@ impl Scene {
         let rows = count / self.parts;
         let seen = match &self.inner {
             Inner::Cpu(memories) => {
-                let sights: Vec<_> =
-                    memories.iter().flat_map(|memory| std::iter::repeat_n((memory, positions), rows)).collect();
+                let of = |memory| (0..rows).map(move |row| (memory, self.sees(row)));
+                let sights: Vec<_> = memories.iter().flat_map(of).collect();
                 return attend(q, &sights, scale);
             }
             Inner::Gpu(None) => candle_core::bail!("nothing was shown"),
             Inner::Gpu(Some(seen)) => seen,
         };
         let (keys, values) = (seen.narrow(1, 0, width)?, seen.narrow(1, width, width)?);
-        let scene = fused::Scene { parts: self.parts, rows, seen: positions, heads, causal: false, scale };
+        let batch = fused::Batch { parts: self.parts, rows, seen: positions, heads, causal: self.causal, scale };
         if dim == crate::cuda::attend::DIM
-            && let Some(y) = fused::attend(q, &keys, &values, &scene)?
+            && let Some(y) = fused::attend(q, &keys, &values, &batch)?
         {
             return Ok(y);
         }
@@ -90,11 +96,18 @@ impl Scene {
             let shaped = |t: &Tensor| t.narrow(0, part * positions, positions)?.reshape((positions, heads, dim));
             let (keys, values) = (shaped(&keys)?, shaped(&values)?);
             for first in (0..rows).step_by(at_once) {
-                let q = q.narrow(0, part * rows + first, at_once.min(rows - first))?;
-                parts.push(memory::in_candles_words(&q, &keys, &values, None, scale)?);
+                let count = at_once.min(rows - first);
+                let sees: Vec<usize> = (first..first + count).map(|row| self.sees(row)).collect();
+                let q = q.narrow(0, part * rows + first, count)?;
+                parts.push(memory::in_candles_words(&q, &keys, &values, &sees, scale)?);
             }
         }
         Tensor::cat(&parts, 0)
+    }
+
+    /// Positions that a part's row sees.
+    fn sees(&self, row: usize) -> usize {
+        if self.causal { self.shape.positions.min(row + 1) } else { self.shape.positions }
     }
 
     /// Once everything was shown.

@@ -1,7 +1,7 @@
 //! Attention over whole images and texts.
 
 use super::*;
-use crate::cuda::attend::{self, DIM, Rows, Scene};
+use crate::cuda::attend::{self, Batch, DIM, Rows};
 
 const SCALE: f32 = 0.125;
 
@@ -40,10 +40,10 @@ pub fn attend_equals_f64_in_place_and_over_texts(bench: &mut Bench) {
             let kv = case.random.normal(parts * seen * kv_stride);
             let (queries, both) = (case.reals(&q), case.reals(&kv));
             let out = case.poisoned(parts * rows * width * 2);
-            let scene = Scene { parts, rows, seen, heads, causal, scale: SCALE };
+            let batch = Batch { parts, rows, seen, heads, causal, scale: SCALE };
             case.run(&attend::attend(
                 case.element,
-                &scene,
+                &batch,
                 Rows { at: queries.ptr().at(width * 2), stride: q_stride },
                 Rows { at: both.ptr(), stride: kv_stride },
                 Rows { at: both.ptr().at((width + 8) * 2), stride: kv_stride },
@@ -66,7 +66,7 @@ pub fn attend_equals_f64_in_place_and_over_texts(bench: &mut Bench) {
                     let allowed = 4.0 * case.element.epsilon() * (1.0 + expected.abs());
                     assert!(
                         (got - expected).abs() <= allowed,
-                        "{got}, not {expected}: {} row {row} head {head} of {scene:?}, seed {}",
+                        "{got}, not {expected}: {} row {row} head {head} of {batch:?}, seed {}",
                         case.element.name(),
                         case.random.seed
                     );
@@ -85,9 +85,9 @@ pub fn a_row_attends_with_the_same_bits_alone_and_among_others(bench: &mut Bench
             (Rows { at: both.ptr(), stride: 2 * DIM }, Rows { at: both.ptr().at(DIM * 2), stride: 2 * DIM });
         let mut run = |q: &[f32]| -> Vec<u16> {
             let (queries, out) = (case.reals(q), case.poisoned(q.len() * 2));
-            let scene = Scene { parts: 1, rows: q.len() / DIM, seen, heads: 1, causal: false, scale: SCALE };
+            let batch = Batch { parts: 1, rows: q.len() / DIM, seen, heads: 1, causal: false, scale: SCALE };
             let queries = Rows { at: queries.ptr(), stride: DIM };
-            case.run(&attend::attend(case.element, &scene, queries, keys, values, out.ptr()));
+            case.run(&attend::attend(case.element, &batch, queries, keys, values, out.ptr()));
             out.read()
         };
         let all = run(&q);
