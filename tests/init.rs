@@ -53,11 +53,17 @@ fn silence(folder: &Path) -> String {
     format!("audio=@{}", path.display())
 }
 
-/// Makes the folder servable and runs one prediction on it.
-fn serves(folder: &Path, name: &str, input: &[&str]) -> String {
+/// Makes the folder servable; what was said.
+fn init(folder: &Path) -> String {
     let made = run(&["init", folder.to_str().unwrap()]);
     assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
-    assert!(stderr(&made).contains(&format!("serves it as pinion/{name}")), "{}", stderr(&made));
+    stderr(&made)
+}
+
+/// Makes the folder servable and runs one prediction on it.
+fn serves(folder: &Path, name: &str, input: &[&str]) -> String {
+    let made = init(folder);
+    assert!(made.contains(&format!("serves it as pinion/{name}")), "{made}");
     let config = folder.join("cog.yaml").display().to_string();
     let said = run(&[&["run", name, "--config", &config, "--offline"], input].concat());
     assert_eq!(said.status.code(), Some(0), "{}", stderr(&said));
@@ -65,10 +71,9 @@ fn serves(folder: &Path, name: &str, input: &[&str]) -> String {
     String::from_utf8(said.stdout).unwrap()
 }
 
-/// Makes the folder servable, and asks a container for it.
-fn contains(folder: &Path, input: &Value) -> Value {
-    let made = run(&["init", folder.to_str().unwrap()]);
-    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+/// Makes the folder servable, and has one prediction of a container that serves it.
+fn predicted(folder: &Path, input: &Value) -> Value {
+    init(folder);
     let container = Container::of(folder);
     container.wait_for("READY");
     let (code, prediction) = container.post("/predictions", &[], &json!({ "input": input }));
@@ -77,16 +82,12 @@ fn contains(folder: &Path, input: &Value) -> Value {
     prediction
 }
 
-fn data_uri(kind: &str, path: &Path) -> String {
-    format!("data:{kind};base64,{}", STANDARD.encode(fs::read(path).unwrap()))
-}
-
 #[test]
 fn a_folder_with_the_real_smollm2_is_a_container() {
     let folder = tempfile::tempdir().unwrap();
     // Of another name than the other tests: one set of one name in the cache may be of either folder.
     link(&pulled("smollm2"), &folder.path().join("mine.gguf"));
-    let said = contains(folder.path(), &json!({ "prompt": "What is the capital of France?", "temperature": 0 }));
+    let said = predicted(folder.path(), &json!({ "prompt": "What is the capital of France?", "temperature": 0 }));
     let pieces = said["output"].as_array().unwrap().iter().map(|piece| piece.as_str().unwrap());
     assert_eq!(pieces.collect::<String>().trim(), "The capital of France is Paris.");
     assert!(said["metrics"]["output_token_count"].as_u64() > Some(4), "{said}");
@@ -96,7 +97,8 @@ fn a_folder_with_the_real_smollm2_is_a_container() {
 fn a_folder_with_the_real_whisper_is_a_container() {
     let folder = tempfile::tempdir().unwrap();
     let weights = linked(&pulled("whisper-tiny.en"), &folder.path().join("whisper-tiny.en"));
-    let said = contains(&weights, &json!({ "audio": data_uri("audio/wav", &recordings().join("jfk.wav")) }));
+    let speech = STANDARD.encode(fs::read(recordings().join("jfk.wav")).unwrap());
+    let said = predicted(&weights, &json!({ "audio": format!("data:audio/wav;base64,{speech}") }));
     let text = said["output"]["transcription"].as_str().unwrap_or_default();
     assert!(text.contains("ask not what your country can do for you"), "{said}");
 }
@@ -106,7 +108,7 @@ fn a_folder_with_a_random_sdxl_is_a_container() {
     let folder = tempfile::tempdir().unwrap();
     let weights = folder.path().join("mine");
     output_of(pinion().args(["weights", "synth", "sdxl-tiny", "-o"]).arg(&weights));
-    let said = contains(&weights, &json!({ "width": 64, "height": 64, "num_inference_steps": 2, "seed": 1 }));
+    let said = predicted(&weights, &json!({ "width": 64, "height": 64, "num_inference_steps": 2, "seed": 1 }));
     let images = said["output"].as_array().unwrap();
     let content = images[0].as_str().unwrap().strip_prefix("data:image/png;base64,").expect("a PNG");
     assert!(images.len() == 1 && STANDARD.decode(content).unwrap().starts_with(b"\x89PNG\r\n"), "{said}");

@@ -141,7 +141,7 @@ fn painter() -> Box<dyn Loaded> {
     (model.model)().load(&spec, &mut |_| {}).expect("random weights can be loaded")
 }
 
-/// A thread that goes one step with every LoRA it is told of.
+/// A thread that adds every LoRA it is told of to its nets.
 struct Merger {
     paths: mpsc::Sender<PathBuf>,
     done: mpsc::Receiver<()>,

@@ -38,6 +38,12 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
+fn cog(folder: &Path, words: &[&str]) -> Command {
+    let mut command = pinion();
+    command.current_dir(folder).args(["cog", "--host", "127.0.0.1"]).args(words);
+    command
+}
+
 impl Container {
     pub fn ours(start: Start) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -46,16 +52,13 @@ impl Container {
         });
         let echo = format!("native: {{ model: echo, synth: nothing, defaults: {defaults} }}\n");
         fs::write(folder.path().join("cog.yaml"), start.yaml.unwrap_or(&echo)).unwrap();
-        let mut command = pinion();
-        command.current_dir(folder.path()).args(["cog", "--host", "127.0.0.1"]).args(start.words);
+        let command = cog(folder.path(), start.words);
         Self::spawn(command, start, Some(folder))
     }
 
     /// Ours on a folder that holds a cog.yaml.
     pub fn of(folder: &Path) -> Self {
-        let mut command = pinion();
-        command.current_dir(folder).args(["cog", "--host", "127.0.0.1"]);
-        Self::spawn(command, Start::default(), None)
+        Self::from(cog(folder, &[]))
     }
 
     /// Whatever `command` starts, with the port in its environment.
