@@ -133,6 +133,14 @@ fn a_folder_with_the_real_smollm2_is_served_and_refused_once_altered() {
     let said = run(&["run", "smollm2-135m-8k-lc100k-mix1-ep2", "--config", &config, "-i", "prompt=x"]);
     assert_eq!(said.status.code(), Some(1));
     assert!(stderr(&said).contains("model.gguf was altered"), "{}", stderr(&said));
+
+    // What shows without reading is refused before anything is served.
+    fs::write(&file, b"short").unwrap();
+    let data = folder.path().join("data").display().to_string();
+    let said = run(&["serve", "--listen", "127.0.0.1:0", "--data", &data, "--config", &config]);
+    assert_eq!(said.status.code(), Some(1));
+    let expected = "model.gguf was altered: 98362432 bytes are locked, 5 are there";
+    assert!(stderr(&said).contains(expected), "{}", stderr(&said));
 }
 
 #[test]

@@ -136,6 +136,15 @@ impl Files {
         })
     }
 
+    /// Every weight is wanted soon.
+    pub fn read_ahead(&self) {
+        match self {
+            Self::Gguf(file) => file.read_ahead(),
+            Self::Folder { tensors, .. } => tensors.read_ahead(),
+            Self::Synth(_) => {}
+        }
+    }
+
     /// The weight is in memory in its own layout: its pages of the file need not be.
     pub fn done(&self, role: Role) {
         let (gguf, folder) = names(role);

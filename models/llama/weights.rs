@@ -156,6 +156,7 @@ impl Opened {
         pool: &Arc<Pool>,
         report: &mut dyn FnMut(&str),
     ) -> Result<Box<dyn Engine>, PredictError> {
+        self.files.read_ahead();
         #[cfg(feature = "cuda")]
         match super::cuda::fit(self, load) {
             Some(Ok(fit)) => return super::cuda::engine(self, fit, load, pool, report),

@@ -108,6 +108,11 @@ impl Opened {
 
     /// The net in `precision`; its memories are f32 for f32 and f16 for everything else.
     pub fn net(&self, device: &Device, pool: &Arc<Pool>, precision: DType) -> Result<Net, PredictError> {
+        match &self.files {
+            Files::Ct2(file) => file.read_ahead(),
+            Files::Folder { tensors, .. } => tensors.read_ahead(),
+            Files::Synth(_) => {}
+        }
         let loader = Loader { from: self, device, pool, precision };
         let config = self.config.clone();
         let Config { hidden, mels, .. } = config;

@@ -118,6 +118,11 @@ impl Ct2 {
         Ok(Variable { kind: place.kind, shape: &place.shape, bytes: bytes(&self.parts, place.range.clone()) })
     }
 
+    /// Every variable is wanted soon: the disk may begin.
+    pub fn read_ahead(&self) {
+        crate::map::read_ahead(&self.parts);
+    }
+
     /// The variable was taken over: its pages need not stay in memory.
     pub fn advise_drop(&self, name: &str) {
         let Some(place) = self.variables.get(name) else { return };

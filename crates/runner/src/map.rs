@@ -6,6 +6,8 @@
 use std::fs::File;
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
 use prediction::PredictError;
@@ -73,8 +75,66 @@ impl Deref for Mapped {
     }
 }
 
+/// So many files are read ahead at once.
+const FILES_AT_ONCE: usize = 8;
+
+/// Sets the disk to work on all of these files, several at once, and does not wait: whoever reads through the mappings would else
+/// have it fetch some pages at a time, of one file after the other. Left alone if they take more than half of the memory that
+/// is free: what is read first would be gone when it is wanted.
+pub fn read_ahead(files: &[Mapped]) {
+    let bytes: usize = files.iter().map(|file| file.len()).sum();
+    if crate::device::memory().is_some_and(|memory| bytes as u64 <= memory.available_bytes / 2) {
+        // They go on by themselves.
+        drop(readers(files.iter().map(|file| file.path.clone()).collect()));
+    }
+}
+
+fn readers(paths: Vec<PathBuf>) -> Vec<JoinHandle<()>> {
+    let (threads, paths) = (paths.len().min(FILES_AT_ONCE), Arc::new(Mutex::new(paths.into_iter())));
+    let reader = |_| {
+        let paths = paths.clone();
+        let next = move || paths.lock().unwrap_or_else(PoisonError::into_inner).next();
+        // A machine that gives fewer threads reads fewer files at once.
+        let thread = std::thread::Builder::new().name("read ahead".into());
+        thread.spawn(move || std::iter::from_fn(next).for_each(|path| will_need(&path))).ok()
+    };
+    (0..threads).filter_map(reader).collect()
+}
+
+/// Whatever is wrong with it, the load says.
+#[cfg(target_os = "linux")]
+fn will_need(path: &Path) {
+    use std::os::fd::AsRawFd;
+    if let Ok(file) = File::open(path) {
+        // SAFETY: the descriptor is open; no memory is touched. The length 0 is all of it.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_WILLNEED) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn will_need(_: &Path) {}
+
 fn page_bytes() -> usize {
     // SAFETY: a question without arguments that memory depends on.
     let answer = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(answer).ok().filter(|bytes| bytes.is_power_of_two()).unwrap_or(4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_is_read_ahead_once_and_one_that_is_gone_harms_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths: Vec<PathBuf> = (0..2 * FILES_AT_ONCE + 1).map(|n| folder.path().join(n.to_string())).collect();
+        paths.iter().for_each(|path| std::fs::write(path, [7; 10_000]).unwrap());
+        let files: Vec<Mapped> = paths.iter().map(|path| Mapped::open(path).unwrap()).collect();
+        read_ahead(&files);
+        std::fs::remove_file(&paths[3]).unwrap();
+        let readers = readers(paths);
+        assert_eq!(readers.len(), FILES_AT_ONCE);
+        readers.into_iter().for_each(|reader| reader.join().unwrap());
+        assert!(files.iter().all(|file| file.iter().all(|byte| *byte == 7)));
+    }
 }

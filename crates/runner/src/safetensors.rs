@@ -174,6 +174,11 @@ impl SafeTensors {
         Ok(Cow::Owned(bytes.chunks_exact(block.max(1)).flat_map(|outer| &outer[run.clone()]).copied().collect()))
     }
 
+    /// Every tensor is wanted soon: the disk may begin.
+    pub fn read_ahead(&self) {
+        crate::map::read_ahead(&self.shards);
+    }
+
     /// The tensor was taken over: its pages need not stay in memory.
     pub fn advise_drop(&self, name: &str) {
         if let Some(place) = self.tensors.get(name) {

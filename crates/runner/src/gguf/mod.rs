@@ -101,6 +101,11 @@ impl Gguf {
         self.tensors.iter().map(|(name, place)| self.view(name, place))
     }
 
+    /// Every tensor is wanted soon: the disk may begin.
+    pub fn read_ahead(&self) {
+        crate::map::read_ahead(std::slice::from_ref(&self.file));
+    }
+
     /// The tensor was repacked: its pages need not stay in memory.
     pub fn advise_drop(&self, name: &str) {
         if let Some(place) = self.tensors.get(name) {
