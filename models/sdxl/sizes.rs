@@ -147,7 +147,11 @@ impl Sizes {
         let base = self.is_base();
         let part = |library: &str, class: &str| json!([library, class]);
         let first = |library: &str, class: &str| if base { part(library, class) } else { json!([null, null]) };
-        let class = if base { "StableDiffusionXLPipeline" } else { "StableDiffusionXLImg2ImgPipeline" };
+        let class = match base {
+            true if self.inputs > LATENTS => "StableDiffusionXLInpaintPipeline",
+            true => "StableDiffusionXLPipeline",
+            false => "StableDiffusionXLImg2ImgPipeline",
+        };
         let mut index = json!({
             "_class_name": class, "_diffusers_version": "0.42.1", "force_zeros_for_empty_prompt": base,
             "scheduler": part("diffusers", "EulerDiscreteScheduler"),

@@ -237,7 +237,19 @@ fn what_is_missing_or_of_another_shape_is_named() {
     fs::remove_dir_all(folder.path().join("vae")).unwrap();
     assert!(why(Opened::open(folder.path())).contains("has no vae/config.json: not a diffusers folder"));
     let file = folder.path().join("unet/diffusion_pytorch_model.safetensors");
-    assert!(why(Opened::open(&file)).contains("not a single-file checkpoint of SDXL"));
+    let none = "has no model.diffusion_model.input_blocks.0.0.weight: not a single-file checkpoint of SDXL";
+    assert!(why(Opened::open(&file)).contains(none));
+    let (first, condition) = ("input_blocks.0.0.weight", "label_emb.0.0.weight");
+    let tensors = [(first, vec![3, 4, 1, 1]), (condition, vec![4, 7])].map(|(name, shape)| {
+        let bytes = vec![0; 4 * shape.iter().product::<usize>()];
+        (format!("model.diffusion_model.{name}"), shape, bytes)
+    });
+    save(&file, tensors.into());
+    let other = why(Opened::open(&file));
+    assert!(
+        other.contains("no known UNet begins with [3, 4] and reads a condition of 7: not a single-file"),
+        "{other}"
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ use super::super::pipeline::Sdxl;
 use super::super::safety::{Checker, Scores};
 use super::super::vision_image;
 use super::super::weights::{Component, Opened};
-use super::files::rewrite;
+use super::files::{rewrite, write_single};
 use super::golden;
 use super::nets::{error, load};
 use super::predictions::{Said, images, loaded, run, spec, write};
@@ -43,8 +43,8 @@ fn weights(folder: &Path) -> PathBuf {
     folder.join("safety_checker/model.safetensors")
 }
 
-fn checker(folder: &Path) -> Checker {
-    Opened::open(folder).unwrap().checker(load()).unwrap().unwrap()
+fn checker(path: &Path) -> Checker {
+    Opened::open(path).unwrap().checker(load()).unwrap().unwrap()
 }
 
 fn said(name: &str) -> Tensor {
@@ -102,6 +102,17 @@ fn the_published_files_names_are_read_too() {
     let newer = checker(folder.path()).look(picture).unwrap();
     rewrite(&weights(folder.path()), |name| name.replace("vision_model.", "vision_model.vision_model."));
     assert_eq!(checker(folder.path()).look(picture).unwrap(), newer);
+}
+
+#[test]
+fn a_single_checkpoint_file_has_the_checker_that_lies_beside_it() {
+    let folder = pipeline();
+    let file = folder.path().join("checkpoint.safetensors");
+    write_single("sdxl-tiny", &file);
+    let picture = &pictures()[0];
+    assert_eq!(checker(&file).look(picture).unwrap(), checker(folder.path()).look(picture).unwrap());
+    fs::remove_dir_all(folder.path().join("safety_checker")).unwrap();
+    assert!(!Opened::open(&file).unwrap().has_checker());
 }
 
 /// The pipeline's checker with thresholds of its own.
