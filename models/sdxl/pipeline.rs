@@ -39,7 +39,7 @@ impl Model for Sdxl {
         alone(spec)?;
         let files = Files::open(&spec.weights, report)?;
         let (device, pool) = (runner::device::pick(&spec.device)?, Arc::new(Pool::new(1)));
-        let load = Load { device: &device, pool: &pool, precision: precision(spec)?, adapter: None };
+        let load = Load { device: &device, pool: &pool, precision: precision(spec, &device)?, adapter: None };
         Ok(files.bytes(load)? + files.scratch(&device))
     }
 
@@ -91,7 +91,8 @@ impl Pipeline {
         }
         let pool = Arc::new(Pool::new(threads));
         let speed = device.is_cpu().then(|| USUAL_SHARE * kernels::peak::flops(&pool));
-        let setting = Setting { device, pool, precision: precision(spec)? };
+        let precision = precision(spec, &device)?;
+        let setting = Setting { device, pool, precision };
         let began = Instant::now();
         let generator = files.generator(&setting, None, report)?;
         let checker = files.base.checker(setting.load())?;
@@ -302,9 +303,14 @@ pub fn on_gpu(unet: &Unet) -> String {
     }
 }
 
-/// What the weights are kept in where the operator says; none: as the files have them.
-fn precision(spec: &LoadSpec) -> Result<Option<DType>, PredictError> {
-    spec.precision.as_deref().map(|asked| runner::device::precision(Some(asked), DType::F32, None)).transpose()
+/// What the weights are kept in: what the operator says; else on a GPU f16, as the hosted model has them, and on the CPU what the files
+/// have them in, none.
+fn precision(spec: &LoadSpec, device: &Device) -> Result<Option<DType>, PredictError> {
+    let asked = spec.precision.as_deref();
+    if asked.is_none() && device.is_cpu() {
+        return Ok(None);
+    }
+    runner::device::precision(asked, DType::F16, runner::device::capability(device)).map(Some)
 }
 
 /// Where pinned weights lie, fetched first if need be.
