@@ -101,7 +101,8 @@ impl<F: Fn(Ptr) -> Vec<Call>> InplaceOp1 for Launch<F> {
 
     #[cfg(not(any(test, feature = "emulator")))]
     fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
-        candle_core::bail!("a launch of {} bytes each on the CPU", self.bytes)
+        let kernels: Vec<String> = (self.calls)(Ptr::NONE).into_iter().map(|call| call.kernel).collect();
+        candle_core::bail!("{kernels:?} run on a GPU alone, not on {} bytes a value on the CPU", self.bytes)
     }
 
     #[cfg(feature = "cuda")]

@@ -2,9 +2,9 @@
 //! (`fused`) where there is one for the op, its type and its shape, and else `composed`, the same op in candle's own words, which is
 //! also the plain reference in the tests.
 //!
-//! Activations are f32, on a GPU also f16 or bf16, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence or one pixel of one
-//! image. Images are `[batch, height, width, channels]`. Inputs may be views whose rows are strided (a `narrow` of a wider
-//! tensor) as long as each row itself is contiguous.
+//! Activations are f32, on a GPU also f16 or bf16, `[rows, features]` or `[rows, heads, dim]`; a row is one token of one sequence or
+//! one pixel of one image. Images are `[batch, height, width, channels]`. Inputs may be views whose rows are strided (a `narrow` of a
+//! wider tensor) as long as each row itself is contiguous.
 
 mod activate;
 mod cache;
