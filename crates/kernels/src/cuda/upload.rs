@@ -67,8 +67,9 @@ mod tests {
         }
         let taken = stream.read(&memory, 80).unwrap();
         assert!(taken.chunks(16).zip(1..).all(|(piece, n)| piece.iter().all(|byte| *byte == n)), "{taken:?}");
-        assert_eq!(upload.room(&stream, 17).unwrap_err().to_string(), "17 bytes at once in pieces of 16");
+        let larger = upload.room(&stream, 17).unwrap_err().to_string();
+        assert!(larger.starts_with("17 bytes at once in pieces of 16"), "{larger}");
         let beyond = upload.send(&stream, 16, &mut memory, 65).unwrap_err().to_string();
-        assert_eq!(beyond, "16 bytes of 16 staged ones to 65 of 80");
+        assert!(beyond.starts_with("16 bytes of 16 staged ones to 65 of 80"), "{beyond}");
     }
 }
