@@ -1,8 +1,10 @@
 //! From the start of `pinion cog` to READY beside reading the same weights, in turn, in one run, all of it in the page cache;
 //! and how long `/health-check` takes to answer meanwhile. SmolLM2 and a Llama of 2.5 GB of random weights, each by `path:`.
 
-use std::fs::{self, File};
-use std::io::Read;
+#[path = "common/read.rs"]
+mod read;
+
+use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -10,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use support::{http, output_of, pinion};
 
+use crate::read::{median, through_a_buffer};
+
 /// Starts behind each median.
 const RUNS: usize = 7;
 /// Asked at least so often while the large one loads.
 const HEALTH_REQUESTS: usize = 1000;
 /// Between two questions: whoever asks without a pause takes the processor from the load.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Read at once, as `cat` does.
-const READ_BYTES: usize = 128 << 10;
 /// A digest is remembered of files that have been as they are for longer than this.
 const SETTLED: Duration = Duration::from_secs(3);
 const LARGE: &str = "llama-3.2-1b";
@@ -46,7 +48,7 @@ fn measure(folder: &Path, name: &str, weights: &Path, requests: usize) -> Vec<Du
     let first = start(&home, &mut health);
     let (mut read, mut taken, mut ready) = (Vec::new(), Vec::new(), Vec::new());
     while ready.len() < RUNS || health.len() < requests {
-        read.push(timed(|| files.iter().for_each(|file| through_a_buffer(file))));
+        read.push(files.iter().map(|file| through_a_buffer(file)).sum());
         taken.push(timed(|| drop(files.iter().map(|file| fs::read(file).expect("readable")).collect::<Vec<_>>())));
         ready.push(start(&home, &mut health));
     }
@@ -106,21 +108,10 @@ impl Drop for Killed {
     }
 }
 
-fn through_a_buffer(path: &Path) {
-    let mut file = File::open(path).expect("it is there");
-    let mut buffer = vec![0; READ_BYTES];
-    while file.read(&mut buffer).expect("readable") > 0 {}
-}
-
 fn timed(work: impl FnOnce()) -> f64 {
     let began = Instant::now();
     work();
     began.elapsed().as_secs_f64()
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn latencies(times: &mut [Duration]) -> String {

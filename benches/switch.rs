@@ -1,14 +1,18 @@
 //! What changing models costs: two copies of SmolLM2 in the page cache, room for one, asked in turn; and what a killed worker
 //! costs until the next has answered. The program as users start it, beside reading the same file in the same run.
 
-use std::fs::{self, File};
-use std::io::Read;
+#[path = "common/read.rs"]
+mod read;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::processes::{signal, worker_of};
 use support::{Server, http_bytes, output_of, pinion};
+
+use crate::read::{median, through_a_buffer};
 
 /// Changes behind each median.
 const ROUNDS: usize = 20;
@@ -18,8 +22,6 @@ const KILLS: usize = 5;
 const LIVED_WELL: Duration = Duration::from_secs(11);
 /// More than one of the two needs, less than both.
 const BUDGET_BYTES: u64 = 180_000_000;
-/// Read at once, as `cat` does.
-const READ_BYTES: usize = 128 << 10;
 
 fn main() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -35,7 +37,7 @@ fn main() {
     let (mut reads, mut changes, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let (model, path) = [("a", &a), ("b", &b)][round % 2];
-        reads.push(read(path));
+        reads.push(through_a_buffer(path));
         changes.push(one_token(&server, model));
         loads.push(load_seconds(&mut server));
         let status = server.get("/pinion/status").1;
@@ -92,18 +94,4 @@ fn load_seconds(server: &mut Server) -> f64 {
     let line = server.wait_for_log(" loaded ");
     let seconds = line.split("seconds=").nth(1).and_then(|rest| rest.split_whitespace().next());
     seconds.and_then(|seconds| seconds.parse().ok()).unwrap_or_else(|| panic!("no seconds in {line:?}"))
-}
-
-/// Every byte through one buffer.
-fn read(path: &Path) -> f64 {
-    let began = Instant::now();
-    let mut file = File::open(path).expect("it is there");
-    let mut buffer = vec![0; READ_BYTES];
-    while file.read(&mut buffer).expect("readable") > 0 {}
-    began.elapsed().as_secs_f64()
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    values[values.len() / 2]
 }

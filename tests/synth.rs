@@ -89,9 +89,12 @@ fn a_cog_yaml_may_name_a_shape_for_its_weights() {
 #[test]
 fn shapes_and_precisions_that_are_unknown_exit_with_2_and_those_there_are() {
     let cases: &[(&[&str], &str)] = &[
-        (&["weights", "synth", "llama-9", "-o", "nowhere"], "there is llama-3-8b, llama-3-70b, smollm2-135m"),
+        (
+            &["weights", "synth", "llama-9", "-o", "nowhere"],
+            "there is llama-3-8b, llama-3-70b, llama-3.2-1b, smollm2-135m",
+        ),
         (&["weights", "synth", "tiny", "--dtype", "q4", "-o", "nowhere"], "[possible values: f32, f16, bf16]"),
-        (&["bench", "llama-9", "--synth"], "there is llama-3-8b, llama-3-70b, smollm2-135m"),
+        (&["bench", "llama-9", "--synth"], "there is llama-3-8b, llama-3-70b, llama-3.2-1b, smollm2-135m"),
         (&["bench", "smollm2", "--dtype", "f16"], "--synth"),
     ];
     for (words, expected) in cases {

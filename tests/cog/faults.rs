@@ -53,6 +53,29 @@ fn a_setup_that_fails_is_shown_with_its_log_and_the_server_stays() {
 }
 
 #[test]
+fn weights_at_a_path_are_read_once_for_their_digest_and_the_setup_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = folder.path().join("weights");
+    crate::support::output_of(crate::support::pinion().args(["weights", "synth", "tiny", "-o"]).arg(&weights));
+    // As of an hour ago: of a file that may still be changing nothing is remembered.
+    for file in std::fs::read_dir(&weights).unwrap() {
+        let file = std::fs::File::options().write(true).open(file.unwrap().path()).unwrap();
+        file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+    }
+    let yaml = format!("native: {{ model: llama, path: {} }}\n", weights.display());
+    let cache = folder.path().join("cache").display().to_string();
+    let env = [("PINION_CACHE", cache.as_str())];
+    let logs = || {
+        let container = Container::ours(Start { yaml: Some(&yaml), env: &env, ..Start::default() });
+        container.wait_for("READY");
+        container.get("/health-check")["setup"]["logs"].to_string()
+    };
+    let (first, second) = (logs(), logs());
+    assert!(first.contains("read once for their digest") && first.contains("digest is known after"), "{first}");
+    assert!(second.contains("of weights ready in") && !second.contains("digest"), "{second}");
+}
+
+#[test]
 fn a_file_that_runs_python_is_refused_before_anything_listens() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("cog.yaml"), "predict: predict.py:Predictor\n").unwrap();

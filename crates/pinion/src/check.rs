@@ -82,22 +82,24 @@ pub fn main(deployment: &Deployment, found: &Found, golden: Option<&Path>) -> Re
 
 /// The served model with the fewest bytes of weights of those that can be asked a question.
 fn smallest(deployment: &Deployment) -> Result<&Offer, Failure> {
-    let bytes = |offer: &&Offer| match (&offer.locked, path_of(offer)) {
-        (Some(locked), _) => locked.entry.size,
-        (None, Some(path)) => std::fs::metadata(path).map_or(u64::MAX, |file| file.len()),
-        (None, None) => u64::MAX,
-    };
     let says_text = |offer: &&Offer| matches!((offer.model.schema)().output, schema::Output::TextIterator);
     let offers = deployment.offers.iter().filter(says_text);
-    offers.min_by_key(bytes).ok_or_else(|| Failure::failed("cog.yaml serves no model that answers in text"))
+    offers
+        .min_by_key(|offer| bytes(offer).unwrap_or(u64::MAX))
+        .ok_or_else(|| Failure::failed("cog.yaml serves no model that answers in text"))
 }
 
 /// How fast its weights were read and made ready, where their size is known.
 fn speed(offer: &Offer, load: Duration) -> String {
-    let bytes = offer.locked.as_ref().map(|locked| locked.entry.size);
     let per_second =
-        |bytes: u64| format!(" ({} MB at {:.0} MB/s)", bytes / 1_000_000, bytes as f64 / 1e6 / load.as_secs_f64());
-    bytes.map(per_second).unwrap_or_default()
+        |bytes: u64| format!(" ({} MB at {:.2} GB/s)", bytes / 1_000_000, bytes as f64 / 1e9 / load.as_secs_f64());
+    bytes(offer).map(per_second).unwrap_or_default()
+}
+
+/// Of its weights, where they are pinned or one file.
+fn bytes(offer: &Offer) -> Option<u64> {
+    let one_file = |path| std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|file| file.len());
+    offer.locked.as_ref().map(|locked| locked.entry.size).or_else(|| path_of(offer).and_then(one_file))
 }
 
 /// Where cog.yaml says that the weights lie.

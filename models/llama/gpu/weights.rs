@@ -24,8 +24,8 @@ const HEAD_DIMS: [usize; 2] = [64, 128];
 const MOST_GROUP: usize = 64;
 /// As many tokens as the choice can tell apart.
 const MOST_VOCABULARY: usize = 1 << 20;
-/// Of the planes, packed while the device takes as much: four milliseconds of a fast bus.
-const PIECE_BYTES: usize = 64 << 20;
+/// Of a plane, packed while the device takes as much. Larger ones save nothing, and page-locking them takes time at every load.
+const PIECE_BYTES: usize = 16 << 20;
 /// Parts of a piece that each thread packs, so that one the system runs late does not hold up the others.
 const PARTS_PER_THREAD: usize = 4;
 

@@ -48,3 +48,28 @@ impl<S: Stream> Upload<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::emulated::Emulated;
+    use crate::cuda::emulator::emulator;
+
+    #[test]
+    fn a_piece_is_filled_again_only_when_the_device_has_taken_it() {
+        // It takes nothing before somebody waits for it.
+        let Some(stream) = emulator().map(Emulated::new) else { return };
+        let mut upload = Upload::new(&stream, 16).unwrap();
+        let mut memory = stream.zeros(80).unwrap();
+        for n in 0..5 {
+            upload.room(&stream, 16).unwrap().fill(n as u8 + 1);
+            upload.send(&stream, 16, &mut memory, 16 * n).unwrap();
+        }
+        let taken = stream.read(&memory, 80).unwrap();
+        assert!(taken.chunks(16).zip(1..).all(|(piece, n)| piece.iter().all(|byte| *byte == n)), "{taken:?}");
+        let larger = upload.room(&stream, 17).unwrap_err().to_string();
+        assert!(larger.starts_with("17 bytes at once in pieces of 16"), "{larger}");
+        let beyond = upload.send(&stream, 16, &mut memory, 65).unwrap_err().to_string();
+        assert!(beyond.starts_with("16 bytes of 16 staged ones to 65 of 80"), "{beyond}");
+    }
+}
