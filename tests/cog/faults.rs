@@ -182,6 +182,17 @@ fn sigterm_lets_a_stream_end() {
 }
 
 #[test]
+fn sigterm_ends_a_setup_that_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let never = folder.path().join("never");
+    let container = Container::ours(Start { load_waits_for: Some(&never), ..Start::default() });
+    container.wait_for("STARTING");
+    let worker = until("a worker", || child_of(container.pid()).filter(|pid| is_worker(*pid)));
+    assert_eq!(container.stop().code(), Some(0));
+    until("its end", || is_gone(worker).then_some(()));
+}
+
+#[test]
 fn an_explicit_shutdown_is_awaited_when_asked_for() {
     let container = ready(Start { words: &["--await-explicit-shutdown", "true"], ..Start::default() });
     container.term();
