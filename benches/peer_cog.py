@@ -48,7 +48,7 @@ class Server:
 
     def wait_for(self, status):
         """Seconds from the start until the status, and until the first answer."""
-        first = None
+        first = health = None
         while time.perf_counter() - self.began < PATIENCE_S:
             try:
                 code, health = self.ask("GET", "/health-check")

@@ -261,13 +261,17 @@ def main() -> None:
     args = parser.parse_args()
     if args.drive == "convert":
         joined(args.weights, args.cache), ggml(args.weights, args.cache)
-        long(args.recordings, args.cache)
+        if args.long:
+            long(args.recordings, args.cache)
         return
     if args.drive:
         print(json.dumps(drive(args.drive, str(args.weights), args.audio, args.threads, args.runs)))
         return
+    if not args.recordings:
+        parser.error("--recordings is needed")
     # In a process of its own: a child's peak begins with its parent's size.
     convert = ["--drive", "convert", "--weights", str(args.weights), "--recordings", str(args.recordings), "--cache", str(args.cache)]
+    convert += ["--long"] if args.long else []
     subprocess.run([sys.executable, __file__, *convert], check=True)
     whole, file = args.cache / args.weights.name, args.cache / f"{args.weights.name}.ggml.bin"
 

@@ -36,9 +36,14 @@ pub fn child_of(server: u32) -> Option<u32> {
     pids.filter(|pid| !is_gone(*pid)).find(|pid| stat(*pid).is_some_and(|(_, parent)| parent == server))
 }
 
-/// The server's one child.
 pub fn worker_of(server: &Server) -> u32 {
-    until("a worker", || child_of(server.pid()))
+    worker_of_pid(server.pid())
+}
+
+/// By its name: the process that asks the driver for devices is a child too.
+pub fn worker_of_pid(server: u32) -> u32 {
+    let is_worker = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "pinion-worker");
+    until("a worker", || child_of(server).filter(is_worker))
 }
 
 /// Bytes of the process in memory.

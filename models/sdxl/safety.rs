@@ -34,7 +34,7 @@ struct Concepts {
     thresholds: Vec<f32>,
 }
 
-/// By how much an image is nearer to each concept than it may be, in thousandths of a cosine.
+/// By how much an image is nearer to each concept than it may be: a cosine, rounded to thousandths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
     pub special: Vec<f32>,

@@ -124,7 +124,7 @@ impl Container {
     }
 
     pub fn wait_for(&self, status: &str) -> &Self {
-        until(&format!("{status}, and not {}", self.status()), || (self.status() == status).then_some(()));
+        until(status, || (self.status() == status).then_some(()));
         self
     }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::container::{Container, Start};
 use super::wire::{self, Receiver, Request};
-use crate::processes::{child_of, is_gone, signal, until};
+use crate::processes::{is_gone, signal, until, worker_of_pid};
 
 const JSON: (&str, &str) = ("Content-Type", "application/json");
 const STREAM: (&str, &str) = ("Accept", "text/event-stream");
@@ -17,13 +17,8 @@ const ASYNC: (&str, &str) = ("Prefer", "respond-async");
 /// Of the compatible surface: health answers within it, whatever else goes on.
 const HEALTH_LIMIT: Duration = Duration::from_millis(250);
 
-/// Not the process that asks the driver for devices, which is a child too.
-fn is_worker(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "pinion-worker")
-}
-
 fn kill_worker(container: &Container) {
-    let worker = until("a worker", || child_of(container.pid()).filter(|pid| is_worker(*pid)));
+    let worker = worker_of_pid(container.pid());
     signal(worker, libc::SIGKILL);
     until("its end", || is_gone(worker).then_some(()));
 }
@@ -187,7 +182,7 @@ fn sigterm_ends_a_setup_that_goes_on() {
     let never = folder.path().join("never");
     let container = Container::ours(Start { load_waits_for: Some(&never), ..Start::default() });
     container.wait_for("STARTING");
-    let worker = until("a worker", || child_of(container.pid()).filter(|pid| is_worker(*pid)));
+    let worker = worker_of_pid(container.pid());
     assert_eq!(container.stop().code(), Some(0));
     until("its end", || is_gone(worker).then_some(()));
 }

@@ -131,7 +131,7 @@ impl Posted {
 }
 
 /// A web server that keeps what is sent to it. A path that begins with `/no/N` is answered 500 the first N times, any
-/// other 200, with a `Location` for `/moved`.
+/// other 200.
 pub struct Receiver {
     pub url: String,
     pub posted: mpsc::Receiver<Posted>,
@@ -170,8 +170,7 @@ fn receive(stream: TcpStream, refused: &mut BTreeMap<String, usize>) -> Option<P
     let count = refused.entry(path.clone()).or_default();
     *count += 1;
     let answer = if *count <= most { "500 Internal Server Error" } else { "200 OK" };
-    let location = if path.starts_with("/moved") { "Location: http://cdn.example/there.txt?key=1\r\n" } else { "" };
-    let answer = format!("HTTP/1.1 {answer}\r\n{location}Content-Length: 0\r\nConnection: close\r\n\r\n");
+    let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     (&stream).write_all(answer.as_bytes()).ok()?;
     Some(Posted { method, path, headers, body })
 }

@@ -63,7 +63,7 @@ pub fn peer_whisper(words: &[&str]) -> Outcome {
 /// A plain PyTorch + transformers loop and Pinion in turn, random weights of one shape: on the CPU a small one, unless `words` say
 /// otherwise. On a GPU machine the script is called by itself, see its top.
 pub fn peer_torch(words: &[&str]) -> Outcome {
-    let python = peers_python("peers", "benches/peers.txt")?;
+    let python = peers_python("peers-sdxl", "benches/peers_sdxl.txt")?;
     cargo(&["build", "--release", "--quiet", "--package", "pinion"])?;
     let small = ["--shape", "smollm2-135m", "--dtype", "f32", "--batches", "1,4", "--prompt", "64", "--decode", "32"];
     run(Command::new(python)
