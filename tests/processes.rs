@@ -42,7 +42,8 @@ pub fn worker_of(server: &Server) -> u32 {
 
 /// By its name: the process that asks the driver for devices is a child too.
 pub fn worker_of_pid(server: u32) -> u32 {
-    let is_worker = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "pinion-worker");
+    let is_worker =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "pinion-worker");
     until("a worker", || child_of(server).filter(is_worker))
 }
 

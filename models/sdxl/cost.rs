@@ -5,7 +5,7 @@ use super::config::{UnetConfig, VaeConfig};
 
 /// Feed-forward layers of a transformer are so many times as wide as it, and gated.
 const INNER: usize = 4;
-/// Everything between layers is f32.
+/// Of f32, the widest that is held between layers; a GPU's 16 bits take half of it.
 const VALUE_BYTES: usize = 4;
 
 #[derive(Default)]

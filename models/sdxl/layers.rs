@@ -1,4 +1,5 @@
-//! What the networks share: norms, resnets, and how wide a head may be. Images are `[batch, height, width, channels]`, f32.
+//! What the networks share: norms, resnets, and how wide a head may be. Images are `[batch, height, width, channels]`, in what
+//! the device computes in.
 //! Refuses to know where in a network it stands.
 
 use candle_core::{Result, Tensor};

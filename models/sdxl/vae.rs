@@ -1,5 +1,5 @@
 //! The way between pixels and latents (Rombach et al., "High-resolution image synthesis with latent diffusion models", 2022;
-//! the reference is diffusers' `AutoencoderKL`). Images are `[batch, height, width, channels]`, f32; pixels from -1 to 1,
+//! the reference is diffusers' `AutoencoderKL`). Images are `[batch, height, width, channels]`, f32 at both ends; pixels from -1 to 1,
 //! latents as the autoencoder has them: the UNet's are these times `scaling_factor`. Refuses to know files of images.
 //!
 //! Images of a batch go one after the other, and one that is larger than a tile in overlapping tiles (`vae_tiles`), so that

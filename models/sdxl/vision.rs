@@ -1,6 +1,7 @@
 //! The image side of a CLIP (Radford et al., "Learning transferable visual models from natural language supervision", 2021; the
 //! net is Dosovitskiy et al.'s, "An image is worth 16x16 words", 2020): pixels to one row among the texts' pooled ones. The
-//! reference is transformers' `CLIPVisionModelWithProjection`. Refuses to know image files.
+//! reference is transformers' `CLIPVisionModelWithProjection`. It computes in f32 between
+//! layers on every device: one small image, held against thresholds. Refuses to know image files.
 
 use std::sync::Arc;
 

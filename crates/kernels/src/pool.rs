@@ -194,7 +194,8 @@ impl Drop for Job<'_> {
 }
 
 /// A number that changes from unit to unit while any pool of this process works, and stands still otherwise: it tells an op
-/// that is long from one that hangs. Costs nothing until it is asked for.
+/// that is long from one that hangs. It costs an atomic addition for each unit of a job that runs alone, and nothing else
+/// until it is asked for.
 pub fn progress() -> u64 {
     let pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     let all = pools.iter().filter_map(Weak::upgrade).map(|pool| pool.progress());

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::cog::{Cog, Engine, Settings, Stage};
+use api::cog::{Cog, Engine, STARTS, Settings, Stage};
 use clap::Args;
 use dispatch::{Dispatch, Lost, Silence};
 use egress::{Egress, Rules};
@@ -73,8 +73,6 @@ const THROTTLE_SECONDS: f64 = 0.5;
 const GOODBYE: Duration = Duration::from_secs(10);
 /// Nobody here ends a prediction for the time it takes.
 const RUN_SECONDS: u64 = u32::MAX as u64;
-/// Starts of a worker in a row before the model is given up; `api::cog` counts the same.
-const STARTS: u32 = 3;
 /// What a prediction fails with whose worker was lost. As Cog says it.
 const CRASHED: &str = "Worker crashed";
 /// Folders looked into for a cog.yaml, from here upwards.
@@ -260,6 +258,8 @@ fn settings(words: &Words, deployment: &Deployment) -> Result<Settings, Failure>
 
 /// Brings up what is behind the face. A failure is the setup's, and the server stays.
 async fn set_up(cog: Cog, words: Words, deployment: Deployment, timeout: Option<Duration>) -> Option<Dispatch> {
+    // The search for devices and the first reading of weights count too.
+    let until = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
     let dispatch = match start(&cog, &words, deployment).await {
         Ok(dispatch) => dispatch,
         Err(failure) => {
@@ -269,8 +269,8 @@ async fn set_up(cog: Cog, words: Words, deployment: Deployment, timeout: Option<
         }
     };
     let limit = async {
-        match timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
             None => std::future::pending().await,
         }
     };

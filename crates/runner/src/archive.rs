@@ -73,7 +73,7 @@ pub fn members(path: &Path) -> Result<Vec<Member>, PredictError> {
         }
         // Each member may have an extension of two kinds.
         if number >= 3 * MAX_MEMBERS {
-            return Err(refuse(&format_args!("more than {MAX_MEMBERS} members")));
+            return Err(refuse(&format_args!("more than {} headers", 3 * MAX_MEMBERS)));
         }
     }
     let mut file = archive.into_inner();
@@ -102,6 +102,9 @@ pub fn members(path: &Path) -> Result<Vec<Member>, PredictError> {
         }
         if all.iter().any(|other| other.name == name) {
             return Err(refuse(&format_args!("{name:?} is in it twice")));
+        }
+        if all.len() >= MAX_MEMBERS {
+            return Err(refuse(&format_args!("more than {MAX_MEMBERS} members")));
         }
         all.push(Member { name, range });
     }
@@ -189,7 +192,7 @@ mod tests {
             let said = refusal(entries);
             assert!(said.starts_with("the archive: ") && said.contains(expected), "{said}\n  {expected}");
         }
-        let many: Vec<String> = (0..=3 * MAX_MEMBERS).map(|number| number.to_string()).collect();
+        let many: Vec<String> = (0..=MAX_MEMBERS).map(|number| number.to_string()).collect();
         let many: Vec<Entry> = many.iter().map(|name| (name.as_str(), plain, &b""[..])).collect();
         assert!(refusal(&many).contains("more than 1024 members"));
     }

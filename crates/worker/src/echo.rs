@@ -150,6 +150,10 @@ impl Loaded for Room {
             if let Some(line) = guest.log.take() {
                 emit(&guest.id, Event::Log(format!("{line}\n")));
             }
+            // Before the lines are read: what was written before it is there is said.
+            if guest.until.as_ref().is_some_and(|path| Path::new(path).exists()) {
+                (guest.hold, guest.until) = (false, None);
+            }
             if let Some(lines) = guest.follows.as_mut().and_then(Followed::news) {
                 emit(&guest.id, Event::Log(lines));
             }
@@ -159,9 +163,6 @@ impl Loaded for Room {
             }
             for file in guest.files.drain(..) {
                 emit(&guest.id, Event::Output(file));
-            }
-            if guest.until.as_ref().is_some_and(|path| Path::new(path).exists()) {
-                (guest.hold, guest.until) = (false, None);
             }
             let stays = !guest.pieces.is_empty() || guest.hold;
             if !stays {

@@ -297,8 +297,8 @@ proptest! {
         blocks in 2usize..12,
         idle in 0usize..6,
         budget in 1usize..200,
-        // Beginning (few, so that they meet), length, answers, the step it comes in; cancelled or not.
         looks_ahead in prop::bool::ANY,
+        // Beginning (few, so that they meet), length, answers, the step it comes in; cancelled or not.
         asked in proptest::collection::vec((0u32..3, 1usize..300, 1u32..150, 0usize..60, prop::bool::weighted(0.1)), 1..12),
     ) {
         let mut world = World::new(blocks, idle);

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use prediction::{Loaded, Weights};
-use runner::synth::Synth;
 use serde_json::json;
 
 use super::super::weights::{Component, Opened};
@@ -41,7 +40,7 @@ fn a_vae_beside_the_index_is_used_in_place_of_the_folders_own() {
     let plain = images(&run(&mut *model(folder.path()), json!({"seed": 1})));
     // Random weights of another seed.
     let other = tempfile::tempdir().unwrap();
-    Synth::new(crate::shape("sdxl-tiny").unwrap(), "f32", 5).unwrap().write(other.path(), &mut |_, _| ()).unwrap();
+    write("sdxl-tiny", other.path(), 5);
     for name in ["config.json", "diffusion_pytorch_model.safetensors"] {
         fs::copy(other.path().join("vae").join(name), replaced.path().join("vae").join(name)).unwrap();
         fs::copy(other.path().join("vae").join(name), folder.path().join(name)).unwrap();

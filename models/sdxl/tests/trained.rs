@@ -70,9 +70,8 @@ fn a_lora_changes_its_own_prediction_and_one_for_another_architecture_is_refused
     let shape = &tensors.iter().find(|(known, _)| *known == format!("{name}.weight")).unwrap().1;
     let module = format!("lora_unet_{}", name.replace('.', "_"));
     let path = lora(folder.path(), &module, shape[0], shape[1]);
-    let with = json!({"replicate_weights": format!("file://{}", path.display()), "lora_scale": 1.0, "seed": 1});
     let plain = images(&run(&mut *model, json!({"seed": 1})));
-    let changed = images(&run(&mut *model, with));
+    let changed = images(&run(&mut *model, with(&path)));
     assert!(difference(&plain[0], &changed[0]) > 0.5, "{}", difference(&plain[0], &changed[0]));
     assert!(images(&run(&mut *model, json!({"seed": 1})))[0] == plain[0], "the weights are the plain ones again");
     for (module, out) in [(module.as_str(), shape[0] * 2), ("lora_unet_down_blocks_9_attentions_0_proj_in", 32)] {

@@ -27,9 +27,9 @@ impl Face {
             }
             counts.predict_seconds += prediction.metrics.get("predict_time").and_then(Value::as_f64).unwrap_or(0.0);
         });
-        if self.settings.keep.is_some() {
+        if let Some(keep) = self.settings.keep {
             let mut ended = self.ended.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            while ended.len() >= KEPT {
+            while ended.len() >= KEPT || ended.front().is_some_and(|(at, ..)| at.elapsed() > keep) {
                 ended.pop_front();
             }
             ended.push_back((Instant::now(), id.to_owned(), prediction.clone()));

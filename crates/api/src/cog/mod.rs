@@ -30,7 +30,7 @@ use store::MemoryStore;
 use store::feed::Feed;
 
 pub use describe::document;
-pub use setup::{Report, Setup, Stage};
+pub use setup::{Report, STARTS, Setup, Stage};
 pub use upload::Naming;
 
 use runs::Runs;

@@ -161,16 +161,19 @@ async fn follow(
             }
         }
     }
-    // Before it is told: whoever hears of the end and asks for the next finds the slot free, and the id too.
-    face.runs.remove(&run);
-    engine.store.forget(&run.request.id);
-    drop(slot);
     let mut last = last.unwrap_or_else(lost_track);
     if let (Some(why), Event::Ended(Outcome::Succeeded)) = (not_put, &last.event) {
         last.event = failed(format!("Failed to upload output: {why}"));
     }
+    let mut ended = run.told.borrow().prediction.clone();
+    // What does not fit is not told either.
+    let _ = ended.apply(&last);
+    // Before it is told: whoever hears of the end and asks for it finds it, and for the next finds the slot free, and the id too.
+    face.note_end(&run.id, &ended);
+    face.runs.remove(&run);
+    engine.store.forget(&run.request.id);
+    drop(slot);
     run.tell(last);
-    face.note_end(&run.id, &run.told.borrow().prediction);
 }
 
 /// The event's files where they are put, if they are.

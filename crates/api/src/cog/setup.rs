@@ -10,7 +10,7 @@ use prediction::frame::FromWorker;
 use tokio::sync::{mpsc, watch};
 
 /// Workers in a row that may be lost without the model having been ready.
-const STARTS: u32 = 3;
+pub const STARTS: u32 = 3;
 /// Of the setup's logs: what comes after is left out.
 const LOG_BYTES: usize = 64 << 10;
 

@@ -69,12 +69,13 @@ struct Reader {
 impl Reader {
     /// What was said before counts against the history, the start too.
     fn begin_late(&mut self, history: usize) {
-        let (said, events) = {
+        let (said, events, is_over) = {
             let told = self.told.borrow();
-            (1 + told.events.iter().filter(|event| is_said(event)).count(), told.events.len())
+            (1 + told.events.iter().filter(|event| is_said(event)).count(), told.events.len(), told.is_over())
         };
         if history == 0 {
-            (self.first, self.seen) = (None, events);
+            // The end closes the stream, also for whoever came as it was told.
+            (self.first, self.seen) = (None, events - usize::from(is_over));
         } else if said > history {
             let body =
                 json!({ "error": "SSE stream replay truncated; events were dropped", "skipped": said - history });

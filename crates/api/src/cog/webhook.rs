@@ -122,8 +122,7 @@ async fn post_once(face: &Face, run: &Run, hook: &Hook, state: &Prediction) {
 async fn post(face: &Face, run: &Run, hook: &Hook, state: &Prediction) -> Result<u16, EgressError> {
     // It runs, so there is something that runs it.
     let Some(engine) = face.engine.get() else { return Err(EgressError::NotAUrl) };
-    let headers: Vec<(&str, String)> = hook.headers.iter().map(|(name, value)| (*name, value.clone())).collect();
     let body = body::whole(&run.id, state).to_string().into_bytes();
-    let call = Call { url: &hook.url, headers: &headers, body, within: POST };
+    let call = Call { url: &hook.url, headers: &hook.headers, body, within: POST };
     Ok(engine.egress.post_within(call).await?.status)
 }

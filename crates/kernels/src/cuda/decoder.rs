@@ -51,7 +51,7 @@ pub struct Decoder {
     pub rope: Ptr,
 }
 
-/// What a step writes between its calls; scratch. Sizes are `Room::bytes`.
+/// What a step writes between its calls; scratch. Sizes are those of `room_bytes`.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
     /// f32 `[rows, hidden]`

@@ -144,10 +144,11 @@ fn a_convolution_refuses_what_does_not_fit_and_says_why() {
 #[test]
 fn a_group_norm_has_the_statistics_of_its_group_and_image() {
     let mut random = Random::fresh();
-    for (groups, per_group, silu, side) in
-        [(32, 10, true, 30), (32, 1, false, 30), (1, 37, true, 30), (4, 32, false, 30), (2, 3, true, 150)]
+    // The last one is more pixels than are summed in one run.
+    for (groups, per_group, silu, least) in
+        [(32, 10, true, 1), (32, 1, false, 1), (1, 37, true, 1), (4, 32, false, 1), (2, 3, true, 129)]
     {
-        let (batch, height, width) = (1 + random.below(3), 1 + random.below(side), side / 15 + random.below(side));
+        let (batch, height, width) = (1 + random.below(3), least + random.below(30), least + 1 + random.below(30));
         let channels = groups * per_group;
         let case = format!("{groups} groups of {per_group}, {batch} x {height} x {width}, seed {}", random.seed);
         // Far from zero, where a sum of squares in f32 would lose the variance.

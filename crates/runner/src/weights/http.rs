@@ -51,6 +51,9 @@ impl Clients {
         let builder = Client::builder()
             .user_agent(concat!("pinion/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
+            // Each part of a file has a connection of its own. Over one connection of HTTP/2 the parts that wait for their turn
+            // would keep its window full, and the one that is written would starve.
+            .http1_only()
             .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
             .read_timeout(Duration::from_secs(SILENCE_SECONDS));
         let (made, builder) = match url.scheme() {

@@ -23,7 +23,7 @@ impl Entries {
 }
 
 /// The keys of `native.models[0]` that may stand in `native:` itself.
-const ONE_MODEL: [&str; 15] = [
+const ONE_MODEL: [&str; 16] = [
     "name",
     "model",
     "weights",
@@ -38,6 +38,7 @@ const ONE_MODEL: [&str; 15] = [
     "device",
     "keep_alive_seconds",
     "threads",
+    "batch_invariant",
     "defaults",
 ];
 
@@ -80,7 +81,7 @@ fn read_entries(native: &mut Mapping, container: &Container, known: &Known) -> R
             format!("cog.yaml: {runs} is not run: {model} serves in its place, with its own {weights}, for {uri}");
         (model, weights, Some(note))
     };
-    one.insert("name".into(), container.name.clone().unwrap_or_else(|| model.clone()).into());
+    one.entry("name").or_insert_with(|| container.name.clone().unwrap_or_else(|| model.clone()).into());
     one.insert("model".into(), model.into());
     one.entry("weights").or_insert(weights.into());
     Ok(Entries { list: vec![one.into()], is_native: false, note })

@@ -39,12 +39,12 @@ fn keys_without_a_meaning_are_named_once_and_ignored() {
 #[test]
 fn one_model_may_stand_in_native_itself_and_is_called_as_the_image_is() {
     let served = one(
-        "image: r8.im/me/my-llama:latest\nnative: { model: llama, weights: w, dtype: f16, defaults: { top_p: 1 } }",
+        "image: r8.im/me/my-llama:latest\nnative: { model: llama, weights: w, dtype: f16, batch_invariant: true, defaults: { top_p: 1 } }",
     );
     assert_eq!((served.name.as_str(), served.model.as_str()), ("my-llama", "llama"));
     assert_eq!(served.precision.as_deref(), Some("f16"));
     assert_eq!(served.defaults["top_p"], 1);
-    assert!(served.preload, "the only model");
+    assert!(served.preload && served.batch_invariant, "the only model");
     assert_eq!(one("native: { model: whisper, path: x }").name, "whisper");
 }
 
@@ -53,6 +53,7 @@ fn a_reserved_reference_names_the_model_and_the_only_weights() {
     let weights = "weights: [{ name: mine, target: /w, source: { uri: 'hf://a/b@main' } }]";
     let served = one(&format!("run: 'native.py:Llama'\n{weights}"));
     assert_eq!((served.model.as_str(), served.weights), ("llama", WeightsFrom::Locked("mine".into())));
+    assert_eq!(one(&format!("run: 'native.py:Llama'\nnative: {{ name: own }}\n{weights}")).name, "own");
     let refused = parse("run: 'native.py:Llama'").unwrap_err();
     assert!(refused.contains("exactly one entry in `weights`; there are 0"), "{refused}");
 }
