@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use prediction::{LoadSpec, Loaded, Model, PredictError, Weights};
+use prediction::{Kept, LoadSpec, Loaded, Model, PredictError, Weights};
 use runner::weights::{Options, Progress};
 
 use crate::deployment::{Kept, Offer};
@@ -73,6 +73,16 @@ impl Model for Ready {
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         bring(spec, report)?;
         self.0.load(spec, report)
+    }
+
+    fn load_kept(
+        &self,
+        spec: &LoadSpec,
+        kept: Box<dyn Kept>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Loaded>, PredictError> {
+        bring(spec, report)?;
+        self.0.load_kept(spec, kept, report)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod batching;
 mod decoding;
+mod kept;
 mod needs;
 mod real;
 mod refusals;
@@ -30,7 +31,7 @@ fn spec(weights: &Path) -> LoadSpec {
 }
 
 fn load(spec: &LoadSpec) -> Result<Pipeline, PredictError> {
-    Pipeline::load(spec, &mut |_| ())
+    Pipeline::load(spec, None, &mut |_| ())
 }
 
 fn job(id: &str, input: Value) -> Job {
