@@ -190,7 +190,8 @@ pub fn errors(
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
     let opened = Opened::open(folder)?;
     let trained = golden.lora(folder).map(|path| Trained::open(&path)).transpose()?.unwrap_or_default();
-    let plain = Load { device, pool: &pool, precision: Some(DType::F32), adapter: None, shelf: &Shelf::forgetful(device) };
+    let plain =
+        Load { device, pool: &pool, precision: Some(DType::F32), adapter: None, shelf: &Shelf::forgetful(device) };
     let base = trained.nets(&opened, plain, golden.about("lora_scale", 1.0)?)?;
     let own = folder.join(REFINER);
     let refiner = match golden.about.get("refine").is_none_or(|refine| refine == "no_refiner") {

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use kernels::Pool;
 use prediction::PredictError;
-use runner::{Origin, SafeTensors};
 use runner::safetensors::Tensor;
 use runner::synth::Synth;
+use runner::{Origin, SafeTensors};
 use serde_json::Value;
 
 use super::clip::TextEncoder;

@@ -126,13 +126,7 @@ impl Opened {
     }
 
     /// The net in `precision`; its memories are f32 for f32 and f16 for everything else. What is on the shelf is not read.
-    pub fn net(
-        &self,
-        device: &Device,
-        pool: &Arc<Pool>,
-        precision: DType,
-        shelf: &Shelf,
-    ) -> Result<Net, PredictError> {
+    pub fn net(&self, device: &Device, pool: &Arc<Pool>, precision: DType, shelf: &Shelf) -> Result<Net, PredictError> {
         let loader = Loader { from: self, device, pool, precision, shelf };
         let config = self.config.clone();
         let Config { hidden, mels, .. } = config;

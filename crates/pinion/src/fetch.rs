@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use prediction::{Kept, LoadSpec, Loaded, Model, PredictError, Weights};
+use prediction::{LoadSpec, Loaded, Model, PredictError, Weights};
 use runner::weights::{Options, Progress};
 
 use crate::deployment::{Kept, Offer};
@@ -78,7 +78,7 @@ impl Model for Ready {
     fn load_kept(
         &self,
         spec: &LoadSpec,
-        kept: Box<dyn Kept>,
+        kept: Box<dyn prediction::Kept>,
         report: &mut dyn FnMut(&str),
     ) -> Result<Box<dyn Loaded>, PredictError> {
         bring(spec, report)?;

@@ -60,7 +60,7 @@ struct Worker<S> {
 
 /// What became of a load that was tried.
 enum Load {
-    Loaded { seat: Seat, bytes: u64, capacity: u32 },
+    Loaded { seat: Box<Seat>, bytes: u64, capacity: u32 },
     NoRoom { needed_bytes: u64, room_bytes: u64 },
 }
 
@@ -141,7 +141,7 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
             Ok(Load::Loaded { seat, bytes, capacity }) => {
                 // What only the loading needed.
                 memory::give_back();
-                self.seats.insert(target.clone(), seat);
+                self.seats.insert(target.clone(), *seat);
                 let seconds = began.elapsed().as_secs_f64();
                 self.say(FromWorker::Loaded { target, bytes, capacity, seconds });
             }
@@ -187,7 +187,7 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
         })?;
         let taken = free_before.zip(memory::free(&self.owned)).map(|(before, after)| before.saturating_sub(after));
         let bytes = bytes.max(taken.unwrap_or(0));
-        Ok(Load::Loaded { seat: Seat::new(loaded, key), bytes, capacity })
+        Ok(Load::Loaded { seat: Box::new(Seat::new(loaded, key)), bytes, capacity })
     }
 
     /// Frees the model. Whoever is inside is the server's to end.

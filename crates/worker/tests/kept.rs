@@ -67,7 +67,7 @@ impl Model for Fake {
         _: &mut dyn FnMut(&str),
     ) -> Result<Box<dyn Loaded>, PredictError> {
         let kept: Box<dyn std::any::Any> = kept;
-        let kept = kept.downcast::<Left>().ok().expect("its own");
+        let kept = kept.downcast::<Left>().unwrap_or_else(|_| panic!("another model's"));
         assert_eq!(kept.weights, weights(spec));
         self.note("takes back", spec);
         Ok(self.loaded(spec))
@@ -183,7 +183,10 @@ impl Bench {
     /// What was done since the last look.
     fn done(&self) -> Vec<String> {
         // Whatever was said before has been done when this has been answered.
-        self.say(ToWorker::Load { spec: LoadSpec::new("nobody", "nobody", Weights::Path("".into())), room_bytes: None });
+        self.say(ToWorker::Load {
+            spec: LoadSpec::new("nobody", "nobody", Weights::Path("".into())),
+            room_bytes: None,
+        });
         while !matches!(self.next(), FromWorker::LoadFailed { .. }) {}
         std::mem::take(&mut *self.diary.lock().unwrap())
     }
@@ -194,7 +197,10 @@ fn a_model_that_was_unloaded_comes_back_from_its_copy_once() {
     let bench = Bench::new(BUDGET);
     bench.comes_and_goes("a-40", None);
     assert_eq!(bench.next(), FromWorker::HostCache { bytes: 40 });
-    bench.say(ToWorker::Load { spec: LoadSpec::new("other name", "fake", Weights::Path("a-40".into())), room_bytes: None });
+    bench.say(ToWorker::Load {
+        spec: LoadSpec::new("other name", "fake", Weights::Path("a-40".into())),
+        room_bytes: None,
+    });
     assert_eq!(bench.next(), FromWorker::HostCache { bytes: 0 });
     assert!(matches!(bench.next(), FromWorker::Loaded { .. }));
     bench.loads("a-40", None);
@@ -206,7 +212,9 @@ fn another_precision_or_device_is_another_load() {
     let bench = Bench::new(BUDGET);
     bench.comes_and_goes("a-40", None);
     let spec = LoadSpec::new("a", "fake", Weights::Path("a-40".into()));
-    for spec in [LoadSpec { precision: Some("f16".into()), ..spec.clone() }, LoadSpec { device: "cuda:1".into(), ..spec }] {
+    for spec in
+        [LoadSpec { precision: Some("f16".into()), ..spec.clone() }, LoadSpec { device: "cuda:1".into(), ..spec }]
+    {
         bench.say(ToWorker::Load { spec, room_bytes: None });
     }
     // The second is of the name of the first, which leaves before it.
@@ -225,7 +233,10 @@ fn the_copy_that_is_oldest_leaves_first_and_the_budget_is_never_passed() {
     bench.comes_and_goes("d-20", None);
     bench.comes_and_goes("e-50", None);
     let done = bench.done();
-    assert_eq!(done, ["reads d-20", "drops b-30", "keeps d-20", "reads e-50", "drops c-30", "drops a-40", "keeps e-50"]);
+    assert_eq!(
+        done,
+        ["reads d-20", "drops b-30", "keeps d-20", "reads e-50", "drops c-30", "drops a-40", "keeps e-50"]
+    );
     bench.comes_and_goes("f-101", None);
     assert_eq!(bench.done(), ["reads f-101"], "what never fits costs nobody a place");
     bench.comes_and_goes("g-100", None);

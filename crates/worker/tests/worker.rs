@@ -252,7 +252,8 @@ fn hello_says_what_the_worker_owns() {
     let (out, from) = channel();
     std::thread::spawn(move || {
         let memory = || Some(DeviceMemory { total_bytes: 9, free_bytes: 4 });
-        let owned = Owned { device: "cuda:1".into(), name: "a device".into(), memory: Box::new(memory), ..Owned::cpu() };
+        let owned =
+            Owned { device: "cuda:1".into(), name: "a device".into(), memory: Box::new(memory), ..Owned::cpu() };
         worker::run(BTreeMap::new(), owned, inbox, move |frame| out.send(frame).is_ok());
     });
     let memory = Some(DeviceMemory { total_bytes: 9, free_bytes: 4 });

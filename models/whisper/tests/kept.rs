@@ -27,7 +27,8 @@ fn a_whisper_that_comes_back_hears_the_same_and_reads_no_tensor() {
     Synth::new(shape, "f32", 5).unwrap().write(folder.path(), &mut |_, _| ()).unwrap();
     let audio = folder.path().join("tone.wav");
     std::fs::write(&audio, wav(16_000, 1, &tone(3))).unwrap();
-    let heard = |pipeline: &mut Pipeline| -> Value { hear(pipeline, json!({ "audio": file(&audio), "temperature": 0 })) };
+    let heard =
+        |pipeline: &mut Pipeline| -> Value { hear(pipeline, json!({ "audio": file(&audio), "temperature": 0 })) };
 
     let (spec, mut lines) = (spec(folder.path(), "f32"), Vec::new());
     let mut first = Pipeline::load(&spec, None, &mut |_| ()).unwrap();
@@ -61,7 +62,8 @@ fn logits(pipeline: &Pipeline) -> Vec<f32> {
     let net = &pipeline.shared.net;
     let heard = net.hear(&net.encode(&vec![0.0; 3000 * net.config.mels]).unwrap()).unwrap();
     let mut said = net.say(1).unwrap();
-    let feed = super::super::net::Feed { tokens: vec![0], position: 0, wanted: vec![0], heard: &heard, said: &mut said };
+    let feed =
+        super::super::net::Feed { tokens: vec![0], position: 0, wanted: vec![0], heard: &heard, said: &mut said };
     net.decode(&mut [feed], None).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 

@@ -83,7 +83,7 @@ fn failure(events: &[(String, Event)]) -> String {
 }
 
 /// A RIFF file of 16-bit samples.
-pub(super) fn wav(rate: u32, channels: u16, samples: &[i16]) -> Vec<u8> {
+pub fn wav(rate: u32, channels: u16, samples: &[i16]) -> Vec<u8> {
     let data: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
     let align = 2 * channels;
     let mut file =

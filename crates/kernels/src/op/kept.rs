@@ -72,9 +72,8 @@ impl HostTensors {
         // SAFETY: all of it is written below.
         let empty = |(shape, dtype): &(Shape, DType)| unsafe { Tensor::empty(shape, *dtype, &self.device) };
         let tensors: Vec<Tensor> = self.about.iter().map(empty).collect::<Result<_>>()?;
-        let span = |tensor: &Tensor| {
-            Ok(Span { at: address_mut(tensor)?, bytes: bytes(tensor.shape(), tensor.dtype()) })
-        };
+        let span =
+            |tensor: &Tensor| Ok(Span { at: address_mut(tensor)?, bytes: bytes(tensor.shape(), tensor.dtype()) });
         let spans: Vec<Span> = tensors.iter().map(span).collect::<Result<_>>()?;
         // SAFETY: they are of this device, and nobody else has them yet.
         unsafe { self.copy.put_back(&spans) }?;
@@ -136,7 +135,11 @@ unsafe fn copied(device: &Device, spans: &[Span]) -> Result<Box<dyn Copied>> {
         // SAFETY: the caller's promise.
         return Ok(Box::new(unsafe { On::new(stream, spans) }?));
     }
-    candle_core::bail!("{} spans of {:?}, of which there is no copy in page-locked memory", spans.len(), device.location())
+    candle_core::bail!(
+        "{} spans of {:?}, of which there is no copy in page-locked memory",
+        spans.len(),
+        device.location()
+    )
 }
 
 #[cfg(test)]
@@ -161,10 +164,8 @@ mod tests {
         let half = |values: Vec<f32>| values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>();
         let whole = |values: Vec<f32>| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
         let (upper, lower) = (half(random.normal(8 * 16)), whole(random.normal(24 * 16)));
-        let parts = [
-            Part { format: Format::F16, out: 8, bytes: &upper },
-            Part { format: Format::F32, out: 24, bytes: &lower },
-        ];
+        let parts =
+            [Part { format: Format::F16, out: 8, bytes: &upper }, Part { format: Format::F32, out: 24, bytes: &lower }];
         let dense = Dense::new(&parts, 16, Some(random.normal(32)), &Device::Cpu, &pool).unwrap();
         let shape = ConvShape { in_: 8, out: 16, kernel: 3, stride: 1, pad: [1; 4] };
         let weight = half(random.normal(16 * 8 * 9));
