@@ -40,7 +40,7 @@ fn main() {
     for _ in 0..KILLS {
         std::thread::sleep(LIVED_WELL);
         signal(worker_of(&server), libc::SIGKILL);
-        respawns.push(one_token(&server, "b"));
+        respawns.push(one_token(&server, "b").0);
         loads.push(load_seconds(&mut server));
     }
     let (respawn, load) = (median(&mut respawns), median(&mut loads));
@@ -64,15 +64,18 @@ fn main() {
 
 /// The two models in turn, with room for one; prints the medians.
 fn changes(on: &str, server: &mut Server, weights: &[PathBuf; 2]) {
-    for model in ["a", "b"] {
-        one_token(server, model);
+    let first = ["a", "b"].map(|model| {
+        let (_, said) = one_token(server, model);
         server.wait_for_log(" loaded ");
-    }
+        said
+    });
     let (mut reads, mut changes, mut loads) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         let (model, path) = (["a", "b"][round % 2], &weights[round % 2]);
         reads.push(through_a_buffer(path));
-        changes.push(one_token(server, model));
+        let (seconds, said) = one_token(server, model);
+        assert_eq!(said, first[round % 2], "it says what it said before it left");
+        changes.push(seconds);
         loads.push(load_seconds(server));
         let status = server.get("/pinion/status").1;
         let there = status["devices"][0]["models"].as_array().map(Vec::len);
@@ -111,8 +114,8 @@ fn serve(folder: &Path, native: &str, weights: &[PathBuf; 2]) -> Server {
     Server::start(&folder.join("data"), &["--config", config.to_str().expect("a path of letters")])
 }
 
-/// From the request to its answer: one token, durable.
-fn one_token(server: &Server, model: &str) -> f64 {
+/// From the request to its answer: one token, durable, and the token.
+fn one_token(server: &Server, model: &str) -> (f64, Value) {
     let url = format!("{}/v1/models/pinion/{model}/predictions", server.base);
     let body = br#"{"input":{"prompt":"Say OK","max_tokens":1,"temperature":0}}"#;
     let began = Instant::now();
@@ -120,7 +123,7 @@ fn one_token(server: &Server, model: &str) -> f64 {
     let seconds = began.elapsed().as_secs_f64();
     let answer: Value = serde_json::from_slice(&answer).expect("JSON");
     assert_eq!((code, answer["status"].as_str()), (201, Some("succeeded")), "{answer}");
-    seconds
+    (seconds, answer["output"].clone())
 }
 
 /// As the server's log says.

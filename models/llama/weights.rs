@@ -173,7 +173,7 @@ impl Opened {
             Some(Err(why)) => report(&format!("{why}: candle's own kernels run it, slower")),
             None => (),
         }
-        // None of an engine that these weights have elsewhere.
+        // Of weights that our kernels took before somebody changed what is asked of them: these are read.
         drop(kept);
         self.read_ahead();
         let &Load { device, precision, blocks, context, .. } = load;

@@ -291,7 +291,7 @@ pub struct Staged {
 impl Drop for Staged {
     /// The device may still be at it. An error has nobody to hear it: the next call on the stream tells it again.
     fn drop(&mut self) {
-        drop(self.event.synchronize());
+        let _ = self.event.synchronize();
     }
 }
 
