@@ -31,6 +31,9 @@ const NEXT_JOB: u64 = OPEN << 1;
 /// Every pool of this process, for [`progress`].
 static POOLS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
+/// Units of long work that no pool does.
+static ELSEWHERE: AtomicU64 = AtomicU64::new(0);
+
 type Work<'a> = &'a (dyn Fn(usize) + Sync);
 
 struct Shared {
@@ -193,13 +196,18 @@ impl Drop for Job<'_> {
     }
 }
 
-/// A number that changes from unit to unit while any pool of this process works, and stands still otherwise: it tells an op
-/// that is long from one that hangs. It costs an atomic addition for each unit of a job that runs alone, and nothing else
-/// until it is asked for.
+/// A number that changes from unit to unit while any pool of this process works, or whoever calls `advance`, and stands still
+/// otherwise: it tells an op that is long from one that hangs. It costs an atomic addition for each unit of a job that runs
+/// alone, and nothing else until it is asked for.
 pub fn progress() -> u64 {
     let pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     let all = pools.iter().filter_map(Weak::upgrade).map(|pool| pool.progress());
-    all.fold(0, u64::wrapping_add)
+    all.fold(ELSEWHERE.load(Ordering::Relaxed), u64::wrapping_add)
+}
+
+/// Long work outside of any pool has done a unit: [`progress`] changes.
+pub fn advance() {
+    ELSEWHERE.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Shared {

@@ -12,6 +12,7 @@ use candle_core::Result;
 
 use super::params::Ptr;
 use super::stream::Stream;
+use crate::pool;
 
 /// Large enough that the last one, half empty, wastes little of a model; small enough for the system to find.
 pub const CHUNK_BYTES: usize = 64 << 20;
@@ -40,6 +41,8 @@ impl<T> Spare<T> {
         if let Some(chunk) = free {
             return Ok(chunk);
         }
+        // Of hundreds of gigabytes this takes longer than anybody may be silent.
+        pool::advance();
         let chunk = stream.staged(self.chunk_bytes)?;
         self.made.set(self.made.get() + 1);
         Ok(chunk)
