@@ -247,6 +247,11 @@ fn what_cannot_be_done_is_refused_before_the_network_is_called() {
             "prompt_strength is 0.1: of 2 steps it leaves none",
         ),
         (json!({"image": "file:///nowhere.png"}), "image: No such file"),
+        // Painted as large as it is, unless somebody asks for a size.
+        (
+            json!({"image": example("plain.png"), "width": null}),
+            "image has a width of 48 pixels; 64 to 2048 can be painted",
+        ),
     ] {
         let why = refusal(&mut *model, given.clone());
         assert!(why.contains(expected), "{given}: {why}");
