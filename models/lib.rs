@@ -7,6 +7,8 @@ pub mod whisper;
 
 #[cfg(test)]
 mod real;
+#[cfg(test)]
+mod turns;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

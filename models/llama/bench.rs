@@ -27,7 +27,7 @@ pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -
     let concurrency = Some(most(|shape| shape.batch) as u32);
     let spec = LoadSpec { concurrency, context_tokens: Some(context as u32), ..spec.clone() };
     let began = Instant::now();
-    let mut pipeline = Pipeline::with_cache(&spec, Some(most(blocks)), &mut |line| told(Told::Line(line)))?;
+    let mut pipeline = Pipeline::with_cache(&spec, Some(most(blocks)), None, &mut |line| told(Told::Line(line)))?;
     let load_s = began.elapsed().as_secs_f64();
     let bandwidth_bytes_per_s = pipeline.engine.bandwidth().map_err(device_error)?;
 

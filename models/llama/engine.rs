@@ -5,6 +5,7 @@
 use candle_core::{DType, Result, Tensor};
 use kernels::attention::BLOCK;
 use kernels::op::{self, Ask, NotANumber};
+use prediction::Kept;
 
 use super::net::{Cache, Net};
 use super::rows::Rows;
@@ -28,6 +29,16 @@ pub trait Engine {
 
     /// All of the device's memory that it holds between steps.
     fn bytes(&self) -> u64;
+
+    /// The host's memory that `keep` takes; 0 where there is nothing to keep.
+    fn kept_bytes(&self) -> u64 {
+        0
+    }
+
+    /// A copy of the weights in the host's memory, for another engine of the same.
+    fn keep(&self) -> Result<Option<Box<dyn Kept>>> {
+        Ok(None)
+    }
 
     /// What a step reads of that memory while its predictions have `positions` in the cache, all together: weights once,
     /// but of an embedding that is not also the head only rows; keys and values of the positions.

@@ -9,7 +9,7 @@ use candle_core::DType;
 use kernels::Format;
 use prediction::PredictError;
 use runner::synth::Synth;
-use runner::{Gguf, SafeTensors};
+use runner::{Gguf, Origin, SafeTensors};
 
 pub enum Files {
     Gguf(Gguf),
@@ -134,6 +134,15 @@ impl Files {
             Self::Folder { tensors, .. } => Cow::Borrowed(tensors.tensor(&folder)?.bytes),
             Self::Synth(synth) => Cow::Owned(synth.bytes(&folder)?),
         })
+    }
+
+    /// Which bytes they are.
+    pub fn origin(&self) -> Origin {
+        match self {
+            Self::Gguf(file) => file.origin(),
+            Self::Folder { tensors, .. } => tensors.origin(),
+            Self::Synth(synth) => synth.origin(),
+        }
     }
 
     /// Every weight is wanted soon.

@@ -154,7 +154,7 @@ pub fn errors(
     let blocks = positions.div_ceil(BLOCK);
     let (context, rows) = (positions, chunk + 1);
     let load = Load { device, precision, slots: 1, context, blocks, rows, batch_invariant: false };
-    let mut engine = opened.engine(&load, &pool, &mut |_| ())?;
+    let mut engine = opened.engine(&load, &pool, None, &mut |_| ())?;
     let vocabulary = engine.vocabulary();
     if let Some(id) = golden.prompt_ids.iter().find(|&&id| id as usize >= vocabulary) {
         return Err(PredictError::Operator(format!(

@@ -9,7 +9,7 @@ use candle_core::Device;
 use kernels::Pool;
 use kernels::attention::BLOCK;
 use kernels::op::NotANumber;
-use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, PredictError};
+use prediction::{Event, Id, Job, Kept, LoadSpec, Loaded, Map, Model, PredictError};
 
 use super::blocks::Blocks;
 use super::engine::Engine;
@@ -58,6 +58,15 @@ impl Model for Llama {
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
         Ok(Box::new(Pipeline::load(spec, report)?))
     }
+
+    fn load_kept(
+        &self,
+        spec: &LoadSpec,
+        kept: Box<dyn Kept>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Loaded>, PredictError> {
+        Ok(Box::new(Pipeline::with_cache(spec, None, Some(kept), report)?))
+    }
 }
 
 pub struct Pipeline {
@@ -82,13 +91,14 @@ pub struct Pipeline {
 
 impl Pipeline {
     pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
-        Self::with_cache(spec, None, report)
+        Self::with_cache(spec, None, None, report)
     }
 
-    /// With a cache of so many blocks.
+    /// With a cache of so many blocks, and with what an earlier one has kept.
     pub fn with_cache(
         spec: &LoadSpec,
         blocks: Option<usize>,
+        kept: Option<Box<dyn Kept>>,
         report: &mut dyn FnMut(&str),
     ) -> Result<Self, PredictError> {
         let opened = Opened::of(&spec.weights, report)?;
@@ -105,7 +115,7 @@ impl Pipeline {
         // The vocabulary is built while the weights are repacked.
         let (engine, words) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| opened.tokenizer());
-            let engine = opened.engine(&load, &pool, report);
+            let engine = opened.engine(&load, &pool, kept, report);
             (engine, tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (engine, (tokenizer, words)) = (engine?, words?);
@@ -250,6 +260,14 @@ impl Loaded for Pipeline {
 
     fn bytes(&self) -> u64 {
         self.engine.bytes()
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.engine.kept_bytes()
+    }
+
+    fn keep(&self) -> Result<Option<Box<dyn Kept>>, PredictError> {
+        self.engine.keep().map_err(device_error)
     }
 }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use kernels::op::{Linear, Part};
 use kernels::{Format, Pool, convert};
-use prediction::{PredictError, Weights};
+use prediction::{Kept, PredictError, Weights};
 use runner::synth::Synth;
 use runner::weights::{Lock, Options};
-use runner::{Gguf, SafeTensors};
+use runner::{Gguf, Origin, SafeTensors};
 use serde_json::Value;
 
 use super::config::Config;
@@ -149,20 +149,33 @@ impl Opened {
         Ok(precision::cached(chosen))
     }
 
-    /// Loaded into what runs these weights best on the device.
+    /// Which bytes they are.
+    pub fn origin(&self) -> Origin {
+        self.files.origin()
+    }
+
+    /// Every weight is wanted soon.
+    pub fn read_ahead(&self) {
+        self.files.read_ahead();
+    }
+
+    /// Loaded into what runs these weights best on the device: from the files, or from what such an engine kept.
     pub fn engine(
         &self,
         load: &Load,
         pool: &Arc<Pool>,
+        kept: Option<Box<dyn Kept>>,
         report: &mut dyn FnMut(&str),
     ) -> Result<Box<dyn Engine>, PredictError> {
-        self.files.read_ahead();
         #[cfg(feature = "cuda")]
         match super::cuda::fit(self, load) {
-            Some(Ok(fit)) => return super::cuda::engine(self, fit, load, pool, report),
+            Some(Ok(fit)) => return super::cuda::engine(self, fit, load, pool, kept, report),
             Some(Err(why)) => report(&format!("{why}: candle's own kernels run it, slower")),
             None => (),
         }
+        // Of weights that our kernels took before somebody changed what is asked of them: these are read.
+        drop(kept);
+        self.read_ahead();
         let &Load { device, precision, blocks, context, .. } = load;
         let net = self.load(device, pool, precision, report)?;
         let direct = Direct::new(net, blocks, context, self.cache_dtype(precision)?);

@@ -15,7 +15,7 @@ use crate::{BenchShape, PaintResult, StepTimes, Told};
 /// Paints one image of each shape by K_EULER, and a small one of one step before, unmeasured.
 pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -> Result<(), PredictError> {
     let began = Instant::now();
-    let mut pipeline = Pipeline::load(spec, &mut |line| told(Told::Line(line)))?;
+    let mut pipeline = Pipeline::load(spec, None, &mut |line| told(Told::Line(line)))?;
     let load_s = began.elapsed().as_secs_f64();
     let cpu = pipeline.setting.device.is_cpu();
     let peak = |pool: &Pool| if cpu { kernels::peak::flops(pool) } else { 0.0 };

@@ -20,6 +20,7 @@ use super::generate::{Generator, Nets, Plan, Prepared, Refine, device_error};
 use super::noise::{Noise, Use};
 use super::trained::Trained;
 use super::weights::{Load, Opened};
+use crate::shared::shelf::Shelf;
 
 /// Of what is computed in f32: sums differ by their order alone.
 pub const TOLERANCE: f32 = 1e-3;
@@ -189,7 +190,8 @@ pub fn errors(
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
     let opened = Opened::open(folder)?;
     let trained = golden.lora(folder).map(|path| Trained::open(&path)).transpose()?.unwrap_or_default();
-    let plain = Load { device, pool: &pool, precision: Some(DType::F32), adapter: None };
+    let plain =
+        Load { device, pool: &pool, precision: Some(DType::F32), adapter: None, shelf: &Shelf::forgetful(device) };
     let base = trained.nets(&opened, plain, golden.about("lora_scale", 1.0)?)?;
     let own = folder.join(REFINER);
     let refiner = match golden.about.get("refine").is_none_or(|refine| refine == "no_refiner") {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 use kernels::Pool;
-use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, PredictError, Weights};
+use prediction::{Event, Id, Job, Kept, LoadSpec, Loaded, Map, Model, Outcome, PredictError, Weights};
 use runner::weights::{self, Lock, Progress};
 
 use super::change::Change;
@@ -18,7 +18,9 @@ use super::running::{Now, Running};
 use super::safety::Checker;
 use super::scheduler::Config;
 use super::unet::Unet;
-use super::weights::{Component, Load, Opened};
+use super::weights::{self as opened, Component, Load, Opened};
+use crate::shared::kept::{Copy, fitting};
+use crate::shared::shelf::{Copied, Shelf};
 
 const MAX_THREADS: usize = 1024;
 /// Of every prompt.
@@ -39,12 +41,21 @@ impl Model for Sdxl {
         alone(spec)?;
         let files = Files::open(&spec.weights, report)?;
         let (device, pool) = (runner::device::pick(&spec.device)?, Arc::new(Pool::new(1)));
-        let load = Load { device: &device, pool: &pool, precision: precision(spec, &device)?, adapter: None };
-        Ok(files.bytes(load)? + files.scratch(&device))
+        let setting = Setting { precision: precision(spec, &device)?, device, pool };
+        Ok(files.bytes(setting.load(&Shelf::forgetful(&setting.device)))? + files.scratch(&setting.device))
     }
 
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
-        Ok(Box::new(Pipeline::load(spec, report)?))
+        Ok(Box::new(Pipeline::load(spec, None, report)?))
+    }
+
+    fn load_kept(
+        &self,
+        spec: &LoadSpec,
+        kept: Box<dyn Kept>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Loaded>, PredictError> {
+        Ok(Box::new(Pipeline::load(spec, Some(kept), report)?))
     }
 }
 
@@ -52,6 +63,15 @@ impl Model for Sdxl {
 pub struct Files {
     pub base: Opened,
     pub refiner: Option<Opened>,
+}
+
+/// What decides the bytes that unchanged nets hold on their device.
+#[derive(Debug, Clone, PartialEq)]
+struct Identity {
+    base: opened::Identity,
+    refiner: Option<opened::Identity>,
+    precision: Option<DType>,
+    device: DeviceLocation,
 }
 
 /// What a pipeline is built with, the same for all its life.
@@ -67,6 +87,9 @@ pub struct Pipeline {
     /// None only while it is loaded anew.
     generator: Option<Generator>,
     checker: Option<Checker>,
+    /// What the generator and the checker hold on a GPU; both go together with their nets.
+    shelf: Shelf,
+    checker_shelf: Shelf,
     /// The base's.
     scheduler: Config,
     /// The key of what the base's weights were changed with.
@@ -80,7 +103,12 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
+    /// From the files, or from what an earlier one has kept.
+    pub fn load(
+        spec: &LoadSpec,
+        kept: Option<Box<dyn Kept>>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Self, PredictError> {
         alone(spec)?;
         let files = Files::open(&spec.weights, report)?;
         let device = runner::device::pick(&spec.device)?;
@@ -94,12 +122,20 @@ impl Pipeline {
         let precision = precision(spec, &device)?;
         let setting = Setting { device, pool, precision };
         let began = Instant::now();
-        let generator = files.generator(&setting, None, report)?;
-        let checker = files.base.checker(setting.load())?;
+        let [shelf, checker_shelf] = match fitting::<_, [Copied; 2]>(kept, &files.identity(&setting), report) {
+            None => [(); 2].map(|()| Shelf::new(&setting.device)),
+            Some([nets, checker]) => {
+                let returned = |copied| Shelf::returned(copied, &setting.device);
+                let fault = |error: candle_core::Error| runner::device::fault(&error);
+                [returned(nets).map_err(fault)?, returned(checker).map_err(fault)?]
+            }
+        };
+        let generator = files.generator(&setting, None, &shelf, report)?;
+        let checker = files.base.checker(setting.load(&checker_shelf))?;
         if !setting.device.is_cpu() {
             report(&on_gpu(&generator.base.unet));
         }
-        let bytes = files.bytes(setting.load())?;
+        let bytes = files.bytes(setting.load(&shelf))?;
         let with = |has: bool| if has { "with" } else { "without" };
         let (refiner, checked) = (with(files.refiner.is_some()), with(checker.is_some()));
         report(&format!(
@@ -116,6 +152,8 @@ impl Pipeline {
             scheduler: generator.base.scheduler.clone(),
             generator: Some(generator),
             checker,
+            shelf,
+            checker_shelf,
             change: None,
             speed,
             defaults: spec.defaults.clone(),
@@ -134,7 +172,11 @@ impl Pipeline {
             // Two of them would not fit.
             self.generator = None;
             self.change = None;
-            let generator = self.files.generator(&self.setting, wanted.as_ref(), &mut |_| {})?;
+            self.shelf = match wanted {
+                None => Shelf::new(&self.setting.device),
+                Some(_) => Shelf::forgetful(&self.setting.device),
+            };
+            let generator = self.files.generator(&self.setting, wanted.as_ref(), &self.shelf, &mut |_| {})?;
             self.generator = Some(generator);
             self.change = wanted.map(|change| change.key);
         }
@@ -143,8 +185,8 @@ impl Pipeline {
 }
 
 impl Setting {
-    pub fn load(&self) -> Load<'_> {
-        Load { device: &self.device, pool: &self.pool, precision: self.precision, adapter: None }
+    pub fn load<'a>(&'a self, shelf: &'a Shelf) -> Load<'a> {
+        Load { device: &self.device, pool: &self.pool, precision: self.precision, adapter: None, shelf }
     }
 }
 
@@ -199,6 +241,21 @@ impl Loaded for Pipeline {
     fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    fn kept_bytes(&self) -> u64 {
+        // Changed weights are no file's.
+        match self.generator.is_some() && self.change.is_none() {
+            true => self.shelf.kept_bytes() + self.checker_shelf.kept_bytes(),
+            false => 0,
+        }
+    }
+
+    fn keep(&self) -> Result<Option<Box<dyn Kept>>, PredictError> {
+        let copied = |shelf: &Shelf| shelf.copied().map_err(|error| runner::device::fault(&error));
+        let copy = [copied(&self.shelf)?, copied(&self.checker_shelf)?];
+        let (identity, bytes) = (self.files.identity(&self.setting), copy.iter().map(Copied::bytes).sum());
+        Ok(Some(Box::new(Copy { identity, copy, bytes })))
+    }
 }
 
 impl Files {
@@ -226,25 +283,35 @@ impl Files {
         Ok(Self { base, refiner: refiner.map(|path| Opened::open(&path)).transpose()? })
     }
 
+    fn identity(&self, setting: &Setting) -> Identity {
+        Identity {
+            base: self.base.identity(),
+            refiner: self.refiner.as_ref().map(Opened::identity),
+            precision: setting.precision,
+            device: setting.device.location(),
+        }
+    }
+
     fn generator(
         &self,
         setting: &Setting,
         change: Option<&Change>,
+        shelf: &Shelf,
         report: &mut dyn FnMut(&str),
     ) -> Result<Generator, PredictError> {
         report("SDXL: reading the base");
         let base = match change {
-            Some(change) => change.nets(&self.base, setting.load())?,
-            None => Nets::open(&self.base, setting.load(), None)?,
+            Some(change) => change.nets(&self.base, setting.load(shelf))?,
+            None => Nets::open(&self.base, setting.load(shelf), None)?,
         };
         let refiner = match &self.refiner {
             None => None,
             Some(refiner) => {
                 report("SDXL: reading the refiner");
-                Some(Nets::open(refiner, setting.load(), None)?)
+                Some(Nets::open(refiner, setting.load(shelf), None)?)
             }
         };
-        let vae = self.base.vae(setting.load())?;
+        let vae = self.base.vae(setting.load(shelf))?;
         Ok(Generator { base, refiner, vae, device: setting.device.clone() })
     }
 

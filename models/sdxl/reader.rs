@@ -42,6 +42,11 @@ impl<'a> Reader<'a> {
 
     /// Layers that read the same, one below the other.
     pub fn stack(&self, names: &[&str], out: usize, inputs: usize, biased: bool) -> Result<Dense, PredictError> {
+        let read = || self.read_stack(names, out, inputs, biased);
+        self.load.shelf.dense(self.key(names[0]), self.load.pool, read)
+    }
+
+    fn read_stack(&self, names: &[&str], out: usize, inputs: usize, biased: bool) -> Result<Dense, PredictError> {
         let mut raws = Vec::with_capacity(names.len());
         let mut bias = Vec::new();
         for name in names {
@@ -57,6 +62,11 @@ impl<'a> Reader<'a> {
 
     /// Layers of several places that read the same, each of its own width.
     pub fn gather(&self, places: &[(String, usize)], inputs: usize) -> Result<Dense, PredictError> {
+        let name = places.first().map_or("", |(name, _)| name);
+        self.load.shelf.dense(self.key(name), self.load.pool, || self.read_gathered(places, inputs))
+    }
+
+    fn read_gathered(&self, places: &[(String, usize)], inputs: usize) -> Result<Dense, PredictError> {
         let mut raws = Vec::with_capacity(places.len());
         let mut bias = Vec::new();
         for (name, out) in places {
@@ -73,6 +83,10 @@ impl<'a> Reader<'a> {
     }
 
     pub fn conv(&self, name: &str, shape: ConvShape) -> Result<Conv2d, PredictError> {
+        self.load.shelf.conv(self.key(name), shape, || self.read_conv(name, shape))
+    }
+
+    fn read_conv(&self, name: &str, shape: ConvShape) -> Result<Conv2d, PredictError> {
         let weight = format!("{name}.weight");
         let raw = self.held(&weight)?.of_shape(&[shape.out, shape.in_, shape.kernel, shape.kernel])?;
         let bias = self.raw(&format!("{name}.bias"))?.of_shape(&[shape.out])?.to_f32();
@@ -89,21 +103,38 @@ impl<'a> Reader<'a> {
 
     /// In f32, whatever weights are held in: what is added or multiplied value by value.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, PredictError> {
-        Tensor::from_vec(self.values(name, shape)?, shape, self.load.device).map_err(|error| broken(name, &error))
+        self.load.shelf.tensor(self.key(name), || {
+            let values = self.read_values(name, shape)?;
+            Tensor::from_vec(values, shape, self.load.device).map_err(|error| broken(name, &error))
+        })
     }
 
     /// A tensor's numbers, row by row.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, PredictError> {
+        self.load.shelf.values(self.key(name), || self.read_values(name, shape))
+    }
+
+    fn read_values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, PredictError> {
         Ok(self.raw(name)?.of_shape(shape)?.to_f32())
     }
 
     /// `[rows, width]` in the precision that weights are held in: what is looked up.
     pub fn table(&self, name: &str, rows: usize, width: usize) -> Result<Tensor, PredictError> {
+        self.load.shelf.tensor(self.key(name), || self.read_table(name, rows, width))
+    }
+
+    fn read_table(&self, name: &str, rows: usize, width: usize) -> Result<Tensor, PredictError> {
         let raw = self.held(name)?.of_shape(&[rows, width])?;
         let table = Tensor::from_raw_buffer(&raw.bytes, raw.dtype, &[rows, width], self.load.device);
         let table = table.map_err(|error| broken(name, &error));
         self.done(name);
         table
+    }
+
+    /// What a layer is called among those of all nets that are read together.
+    fn key(&self, name: &str) -> String {
+        let (path, part) = (self.opened.path().display(), self.component.folder());
+        format!("{path}/{part}/{}{name}", self.prefix)
     }
 
     /// `[out, inputs]`, also where the file has it as a convolution whose window is all that is read: one pixel, or a patch.

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use kernels::Pool;
 use prediction::PredictError;
-use runner::SafeTensors;
 use runner::safetensors::Tensor;
 use runner::synth::Synth;
+use runner::{Origin, SafeTensors};
 use serde_json::Value;
 
 use super::clip::TextEncoder;
@@ -24,6 +24,7 @@ use super::sizes::{self, Sizes};
 use super::unet::Unet;
 use super::vae::Vae;
 use super::vision_image;
+use crate::shared::shelf::Shelf;
 
 /// Parts with weights of their own.
 const COMPONENTS: usize = 5;
@@ -88,6 +89,8 @@ pub struct Load<'a> {
     /// What weights are held in; none: as they are stored.
     pub precision: Option<DType>,
     pub adapter: Option<&'a dyn Adapter>,
+    /// What is on it is not read; what is read is remembered there.
+    pub shelf: &'a Shelf,
 }
 
 /// A pipeline's files, opened and understood.
@@ -118,6 +121,27 @@ pub(super) enum Source {
     /// Under the first implementation's names, behind a prefix.
     Single(Arc<SafeTensors>, &'static str, Naming),
     Synth(Arc<Synth>),
+}
+
+impl Source {
+    fn origin(&self) -> Origin {
+        match self {
+            Self::Folder(tensors) | Self::Single(tensors, ..) => tensors.origin(),
+            Self::Synth(synth) => synth.origin(),
+        }
+    }
+}
+
+/// What decides the bytes of the nets that are built of a pipeline's files, beside how they are built.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    path: PathBuf,
+    texts: [Option<TextConfig>; 2],
+    unet: UnetConfig,
+    vae: VaeConfig,
+    checker: Option<VisionConfig>,
+    /// By component.
+    origins: Vec<Option<Origin>>,
 }
 
 #[derive(Clone, Copy)]
@@ -221,6 +245,18 @@ impl Opened {
         };
         self.sources[Component::Vae as usize] = Some(source);
         Ok(self)
+    }
+
+    /// What it says of the nets' bytes.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            path: self.path.clone(),
+            texts: self.texts.clone(),
+            unet: self.unet.clone(),
+            vae: self.vae.clone(),
+            checker: self.checker.clone(),
+            origins: self.sources.iter().map(|source| source.as_ref().map(Source::origin)).collect(),
+        }
     }
 
     /// Where it was opened.

@@ -16,7 +16,7 @@ use crate::{BenchResult, BenchShape, StepTimes, Told};
 /// and with a single step. Tells how many times real time that is, the log-mel left out. A result's prompt tokens are the encoder's positions, 1,500 per window of 30 s.
 pub fn run(spec: &LoadSpec, shapes: &[BenchShape], told: &mut dyn FnMut(Told)) -> Result<(), PredictError> {
     let began = Instant::now();
-    let pipeline = Pipeline::load(spec, &mut |line| told(Told::Line(line)))?;
+    let pipeline = Pipeline::load(spec, None, &mut |line| told(Told::Line(line)))?;
     let load_s = began.elapsed().as_secs_f64();
     let net = &pipeline.shared.net;
     let most = net.config.text_context - 1;

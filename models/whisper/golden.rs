@@ -19,6 +19,7 @@ use super::recording::{Scan, Windows};
 use super::rules::greatest;
 use super::vocabulary::Specials;
 use super::weights::Opened;
+use crate::shared::shelf::Shelf;
 
 /// Of the log-mel values, which run from about -1 to 2.
 pub const FEATURE_TOLERANCE: f32 = 1e-4;
@@ -111,7 +112,7 @@ pub fn errors(
     precision: DType,
 ) -> Result<Errors, PredictError> {
     let pool = Arc::new(Pool::new(runner::device::cpu().cores));
-    let net = opened.net(device, &pool, precision)?;
+    let net = opened.net(device, &pool, precision, &Shelf::forgetful(device))?;
     let specials = Specials::of(&net.config);
     let mel = Arc::new(Mel::new(net.config.mels));
     let mut scan = Scan::open(audio.to_owned(), &mel)?;

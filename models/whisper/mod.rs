@@ -23,7 +23,7 @@ mod running;
 mod silence;
 mod synth;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod timeline;
 mod vocabulary;
 mod weights;

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::DType;
+use candle_core::{DType, DeviceLocation};
 use kernels::Pool;
-use prediction::{Event, Id, Job, LoadSpec, Loaded, Map, Model, Outcome, PredictError, Weights};
+use prediction::{Event, Id, Job, Kept, LoadSpec, Loaded, Map, Model, Outcome, PredictError, Weights};
+use runner::Origin;
 use runner::weights::{self, Lock};
 
 use super::config::{Config, FRAMES};
@@ -18,6 +19,8 @@ use super::mel::Mel;
 use super::running::{Now, Running, Shared};
 use super::vocabulary::Vocabulary;
 use super::weights::Opened;
+use crate::shared::kept::{Copy, fitting};
+use crate::shared::shelf::Shelf;
 
 /// Where the deployment names none.
 const DEFAULT_CONCURRENCY: usize = 4;
@@ -39,12 +42,33 @@ impl Model for Whisper {
     }
 
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError> {
-        Ok(Box::new(Pipeline::load(spec, report)?))
+        Ok(Box::new(Pipeline::load(spec, None, report)?))
     }
+
+    fn load_kept(
+        &self,
+        spec: &LoadSpec,
+        kept: Box<dyn Kept>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Loaded>, PredictError> {
+        Ok(Box::new(Pipeline::load(spec, Some(kept), report)?))
+    }
+}
+
+/// What decides the bytes that the net holds on its device.
+#[derive(Debug, Clone, PartialEq)]
+struct Identity {
+    origin: Origin,
+    config: Config,
+    precision: DType,
+    device: DeviceLocation,
 }
 
 pub struct Pipeline {
     pub shared: Shared,
+    /// What the net holds on a GPU, and which weights that is of.
+    shelf: Shelf,
+    identity: Identity,
     /// What people call weights of this shape: `base`, `tiny.en`.
     name: String,
     defaults: Map,
@@ -55,7 +79,12 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub fn load(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Self, PredictError> {
+    /// From the files, or from what an earlier one has kept.
+    pub fn load(
+        spec: &LoadSpec,
+        kept: Option<Box<dyn Kept>>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Self, PredictError> {
         let opened = open(&spec.weights, report)?;
         let began = Instant::now();
         let device = runner::device::pick(&spec.device)?;
@@ -66,6 +95,15 @@ impl Pipeline {
         let slots = slots(spec)?;
         let precision = precision(spec, &opened)?;
         let pool = Arc::new(Pool::new(threads));
+        let (origin, config) = (opened.origin(), opened.config.clone());
+        let identity = Identity { origin, config, precision, device: device.location() };
+        let shelf = match fitting(kept, &identity, report) {
+            Some(copied) => Shelf::returned(copied, &device).map_err(|error| runner::device::fault(&error))?,
+            None => {
+                opened.read_ahead();
+                Shelf::new(&device)
+            }
+        };
         // The vocabulary is built while the weights are repacked.
         let (net, vocabulary) = std::thread::scope(|scope| {
             let vocabulary = scope.spawn(|| {
@@ -74,7 +112,7 @@ impl Pipeline {
                 let non_speech = vocabulary.non_speech()?;
                 Ok((vocabulary, non_speech))
             });
-            let net = opened.net(&device, &pool, precision);
+            let net = opened.net(&device, &pool, precision, &shelf);
             (net, vocabulary.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let (net, (vocabulary, non_speech)) = (net?, vocabulary?);
@@ -86,7 +124,8 @@ impl Pipeline {
         ));
         let mel = Arc::new(Mel::new(net.config.mels));
         let shared = Shared { net, vocabulary, mel, non_speech };
-        Ok(Self { shared, name, defaults: spec.defaults.clone(), slots, running: Vec::new(), encodings: 0 })
+        let defaults = spec.defaults.clone();
+        Ok(Self { shared, shelf, identity, name, defaults, slots, running: Vec::new(), encodings: 0 })
     }
 
     /// Reads or encodes for the one that has waited longest; false where nobody has anything of the kind to do.
@@ -169,6 +208,16 @@ impl Loaded for Pipeline {
 
     fn bytes(&self) -> u64 {
         self.shared.net.bytes()
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.shelf.kept_bytes()
+    }
+
+    fn keep(&self) -> Result<Option<Box<dyn Kept>>, PredictError> {
+        let copy = self.shelf.copied().map_err(|error| runner::device::fault(&error))?;
+        let (identity, bytes) = (self.identity.clone(), copy.bytes());
+        Ok(Some(Box::new(Copy { identity, copy, bytes })))
     }
 }
 

@@ -10,12 +10,13 @@ use kernels::Pool;
 use kernels::op::{Dense, Part};
 use prediction::PredictError;
 use runner::synth::Synth;
-use runner::{Ct2, SafeTensors};
+use runner::{Ct2, Origin, SafeTensors};
 use serde_json::Value;
 
 use super::config::Config;
 use super::net::{CrossAttention, Decoder, DecoderLayer, Encoder, EncoderLayer, FeedForward, Net, Norm, SelfAttention};
 use crate::shared::raw::Raw;
+use crate::shared::shelf::Shelf;
 
 /// Files with weights, opened and understood.
 pub struct Opened {
@@ -106,14 +107,27 @@ impl Opened {
         }
     }
 
-    /// The net in `precision`; its memories are f32 for f32 and f16 for everything else.
-    pub fn net(&self, device: &Device, pool: &Arc<Pool>, precision: DType) -> Result<Net, PredictError> {
+    /// Which bytes they are.
+    pub fn origin(&self) -> Origin {
+        match &self.files {
+            Files::Ct2(file) => file.origin(),
+            Files::Folder { tensors, .. } => tensors.origin(),
+            Files::Synth(synth) => synth.origin(),
+        }
+    }
+
+    /// Every weight is wanted soon.
+    pub fn read_ahead(&self) {
         match &self.files {
             Files::Ct2(file) => file.read_ahead(),
             Files::Folder { tensors, .. } => tensors.read_ahead(),
             Files::Synth(_) => {}
         }
-        let loader = Loader { from: self, device, pool, precision };
+    }
+
+    /// The net in `precision`; its memories are f32 for f32 and f16 for everything else. What is on the shelf is not read.
+    pub fn net(&self, device: &Device, pool: &Arc<Pool>, precision: DType, shelf: &Shelf) -> Result<Net, PredictError> {
+        let loader = Loader { from: self, device, pool, precision, shelf };
         let config = self.config.clone();
         let Config { hidden, mels, .. } = config;
         let encoder = Encoder {
@@ -184,6 +198,7 @@ struct Loader<'a> {
     device: &'a Device,
     pool: &'a Arc<Pool>,
     precision: DType,
+    shelf: &'a Shelf,
 }
 
 impl Loader<'_> {
@@ -240,12 +255,15 @@ impl Loader<'_> {
 
     /// `names` are the folder's parts, stacked; the other file has them in one.
     fn dense(&self, names: &[&str], ct2: &str, out: usize, inputs: usize) -> Result<Dense, PredictError> {
-        let ct2_weight = format!("{ct2}/weight");
         let names = match self.from.files {
             Files::Ct2(_) => &names[..1],
             Files::Folder { .. } | Files::Synth(_) => names,
         };
-        let rows = out / names.len();
+        self.shelf.dense(names[0].to_owned(), self.pool, || self.read_dense(names, ct2, out, inputs))
+    }
+
+    fn read_dense(&self, names: &[&str], ct2: &str, out: usize, inputs: usize) -> Result<Dense, PredictError> {
+        let (ct2_weight, rows) = (format!("{ct2}/weight"), out / names.len());
         let (mut raws, mut bias) = (Vec::new(), Vec::with_capacity(out));
         for name in names {
             let raw = self.from.raw(&format!("{name}.weight"), &ct2_weight)?;
@@ -265,6 +283,10 @@ impl Loader<'_> {
     fn conv(&self, number: usize, inputs: usize) -> Result<Dense, PredictError> {
         let out = self.from.config.hidden;
         let (folder, ct2) = (format!("encoder.conv{number}"), format!("encoder/conv{number}"));
+        self.shelf.dense(folder.clone(), self.pool, || self.read_conv(&folder, &ct2, out, inputs))
+    }
+
+    fn read_conv(&self, folder: &str, ct2: &str, out: usize, inputs: usize) -> Result<Dense, PredictError> {
         let raw = self.from.raw(&format!("{folder}.weight"), &format!("{ct2}/weight"))?.of_shape(&[out, inputs, 3])?;
         let values = raw.to_f32();
         let value = |i: usize| values[i / (3 * inputs) * 3 * inputs + i % inputs * 3 + i / inputs % 3];
@@ -292,7 +314,9 @@ impl Loader<'_> {
 
     /// As f32, whatever the precision.
     fn plain(&self, (folder, ct2): (&str, &str), shape: &[usize]) -> Result<Tensor, PredictError> {
-        let values = self.from.raw(folder, ct2)?.of_shape(shape)?.to_f32();
-        Tensor::from_vec(values, shape, self.device).map_err(|error| PredictError::Operator(error.to_string()))
+        self.shelf.tensor(folder.to_owned(), || {
+            let values = self.from.raw(folder, ct2)?.of_shape(shape)?.to_f32();
+            Tensor::from_vec(values, shape, self.device).map_err(|error| PredictError::Operator(error.to_string()))
+        })
     }
 }

@@ -59,6 +59,7 @@ mod tests {
             total_bytes: None,
             budget_bytes: None,
             used_bytes: 0,
+            host_cache_bytes: 0,
             models,
         }
     }

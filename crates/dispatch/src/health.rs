@@ -25,6 +25,8 @@ pub struct DeviceHealth {
     pub budget_bytes: Option<u64>,
     /// Held by models, and promised to those that load.
     pub used_bytes: u64,
+    /// Of the host's memory, held by copies of models that left this device.
+    pub host_cache_bytes: u64,
     pub models: Vec<ModelHealth>,
 }
 

@@ -23,6 +23,7 @@ impl Core {
             FromWorker::LoadFailed { target, error } => self.not_loaded(place, &target, &error),
             FromWorker::Unloaded { target, why } => self.unloaded(place, &target, why.as_ref()),
             FromWorker::Events(events) => self.events(place, events),
+            FromWorker::HostCache { bytes } => self.places[place].host_cache = bytes,
             FromWorker::Broken { why } => self.worker_lost(place, &why),
             FromWorker::Heartbeat | FromWorker::Bye => {}
         }

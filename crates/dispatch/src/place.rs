@@ -111,6 +111,8 @@ pub struct Place {
     lost: u32,
     /// Looks since the worker said something.
     pub silent_looks: u32,
+    /// Of the host's memory, what its worker keeps of models that left.
+    pub host_cache: u64,
     pub models: BTreeMap<String, Resident>,
     pub troubles: BTreeMap<String, Trouble>,
 }
@@ -128,6 +130,7 @@ impl Place {
             launched: Instant::now(),
             lost: 0,
             silent_looks: 0,
+            host_cache: 0,
             models: BTreeMap::new(),
             troubles: BTreeMap::new(),
         }
@@ -143,7 +146,7 @@ impl Place {
         if self.link.take().is_some() && self.launched.elapsed() >= LIVED_WELL {
             self.lost = 0;
         }
-        self.ready = false;
+        (self.ready, self.host_cache) = (false, 0);
         let pause = LAUNCH_PAUSE.saturating_mul(1 << self.lost.min(10)).min(LAUNCH_PAUSE_LIMIT);
         let first = self.lost == 0;
         self.lost += 1;
@@ -246,6 +249,7 @@ impl Place {
             total_bytes: self.total,
             budget_bytes: self.budget,
             used_bytes: used(&self.held()),
+            host_cache_bytes: self.host_cache,
             models: self.models.iter().map(resident).chain(self.troubles.iter().filter_map(broken)).collect(),
         }
     }

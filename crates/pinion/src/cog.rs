@@ -313,7 +313,7 @@ async fn start(cog: &Cog, words: &Words, deployment: Deployment) -> Result<Dispa
     let rules = Rules { allow_loopback: !words.public_only, allow_private: !words.public_only };
     let egress = Egress::new(rules).map_err(Failure::failed)?;
     let passing = Passing::open(egress.clone(), &deployment)?;
-    let launch = cog.overhear(Arc::new(Processes::of(&found.devices).map_err(Failure::failed)?));
+    let launch = cog.overhear(Arc::new(Processes::of(&found.devices, |_| 0).map_err(Failure::failed)?));
     let memory = Arc::new(MemoryStore::new());
     let store: Arc<dyn Store> = memory.clone();
     let feed = Feed::new(store.clone());

@@ -74,6 +74,16 @@ impl Model for Ready {
         bring(spec, report)?;
         self.0.load(spec, report)
     }
+
+    fn load_kept(
+        &self,
+        spec: &LoadSpec,
+        kept: Box<dyn prediction::Kept>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Loaded>, PredictError> {
+        bring(spec, report)?;
+        self.0.load_kept(spec, kept, report)
+    }
 }
 
 fn bring(spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<(), PredictError> {

@@ -24,11 +24,14 @@ pub struct Words {
     /// The device it owns: cpu or cuda:N
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
+    /// Of the host's memory, what copies of unloaded models may take
+    #[arg(long, default_value_t = 0, value_name = "BYTES")]
+    host_cache_bytes: u64,
 }
 
 /// A worker in this process, for the server at the other end of stdin and stdout. It returns only to refuse.
 pub fn main(words: Words) -> Result<(), Failure> {
-    child::main(registry(), owned(&words.device)?)
+    child::main(registry(), Owned { host_cache_bytes: words.host_cache_bytes, ..owned(&words.device)? })
 }
 
 /// The worker of a device, by the executable that serves it.
@@ -37,12 +40,21 @@ pub fn process(device: &Device) -> io::Result<Process> {
     Ok(Process { program, words: ["worker", "--device", &device.device].map(OsString::from).into() })
 }
 
+/// The worker of a GPU, with so many bytes of the host's memory for models that left.
+fn keeping(device: &Device, host_cache_bytes: u64) -> io::Result<Process> {
+    let mut process = process(device)?;
+    process.words.extend(["--host-cache-bytes", &host_cache_bytes.to_string()].map(OsString::from));
+    Ok(process)
+}
+
 /// The workers of this machine's devices, a process each.
 pub struct Processes(BTreeMap<String, Process>);
 
 impl Processes {
-    pub fn of(devices: &[Device]) -> io::Result<Self> {
-        devices.iter().map(|device| Ok((device.device.clone(), process(device)?))).collect::<io::Result<_>>().map(Self)
+    /// `host_cache` says what of the host's memory each may keep models in that left.
+    pub fn of(devices: &[Device], host_cache: impl Fn(&str) -> u64) -> io::Result<Self> {
+        let worker = |device: &Device| Ok((device.device.clone(), keeping(device, host_cache(&device.device))?));
+        devices.iter().map(worker).collect::<io::Result<_>>().map(Self)
     }
 }
 
@@ -90,5 +102,6 @@ fn owned(device: &str) -> Result<Owned, PredictError> {
         device: device.to_owned(),
         name: runner::device::name(&opened),
         memory: Box::new(move || runner::device::memory_of(&opened)),
+        host_cache_bytes: 0,
     })
 }

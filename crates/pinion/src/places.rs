@@ -2,9 +2,13 @@
 //! Refuses to look for devices itself.
 
 use dispatch::Device;
+use runner::device::Memory;
 use schema::config::Config;
 
 use crate::failure::Failure;
+
+/// Of the memory that is free when a server starts, this part is for models that left their GPU, where cog.yaml does not say.
+const HOST_CACHE_PART: u64 = 4;
 
 /// `found` are the names of the devices that work: `cpu` and every `cuda:N`.
 pub fn choose(config: &Config, found: &[String]) -> Result<Vec<Device>, Failure> {
@@ -32,6 +36,28 @@ pub fn choose(config: &Config, found: &[String]) -> Result<Vec<Device>, Failure>
         }
     }
     Ok(places)
+}
+
+/// What of the host's memory the worker of each device may keep models in that left: GPUs share it evenly, and on the processor a
+/// model that left is read again from memory anyway, the page cache. `memory` is the machine's, where it tells.
+pub fn host_cache(
+    config: &Config,
+    places: &[Device],
+    memory: Option<Memory>,
+) -> Result<impl Fn(&str) -> u64 + use<>, Failure> {
+    let gpus = places.iter().filter(|place| is(&place.device, "cuda")).count() as u64;
+    let total = match (config.host_cache_bytes, memory) {
+        (Some(bytes), Some(Memory { total_bytes, .. })) if bytes > total_bytes => {
+            let (asked, there) = (bytes as f64 / 1e9, total_bytes as f64 / 1e9);
+            return Err(Failure::BadInput(format!(
+                "cog.yaml: native.host_cache_gb: {asked}: at most {there:.1}, the memory of this machine"
+            )));
+        }
+        (Some(bytes), _) => bytes,
+        (None, memory) => memory.map_or(0, |memory| memory.available_bytes / HOST_CACHE_PART),
+    };
+    let each = total.checked_div(gpus).unwrap_or(0);
+    Ok(move |device: &str| if is(device, "cuda") { each } else { 0 })
 }
 
 /// Whether a device is what a name of cog.yaml means: itself, or its kind.
@@ -88,5 +114,29 @@ mod tests {
             let refused = chosen(devices, model, &["cpu"]).unwrap_err();
             assert!(refused.contains(expected), "{refused}");
         }
+    }
+
+    #[test]
+    fn gpus_share_the_host_cache_and_the_processor_has_none() {
+        let memory = Some(Memory { total_bytes: 64_000_000_000, available_bytes: 40_000_000_000 });
+        let shares = |yaml: &str, devices: &[&str]| {
+            let yaml = format!("native: {{ {yaml} models: [{{ name: m, model: llama, weights: w }}] }}");
+            let places: Vec<Device> =
+                devices.iter().map(|&device| Device { device: device.into(), budget_bytes: None }).collect();
+            let share = host_cache(&Config::parse(&yaml).unwrap(), &places, memory).map_err(|why| why.to_string())?;
+            Ok::<Vec<u64>, String>(devices.iter().map(|device| share(device)).collect())
+        };
+        let table = [
+            ("", vec!["cuda:0", "cuda:1", "cpu"], vec![5_000_000_000, 5_000_000_000, 0]),
+            ("", vec!["cpu"], vec![0]),
+            ("host_cache_gb: 0,", vec!["cuda:0"], vec![0]),
+            ("host_cache_gb: 1.5,", vec!["cuda:0"], vec![1_500_000_000]),
+            ("host_cache_gb: 64,", vec!["cuda:0", "cuda:1"], vec![32_000_000_000, 32_000_000_000]),
+        ];
+        for (yaml, devices, expected) in table {
+            assert_eq!(shares(yaml, &devices), Ok(expected), "{yaml} {devices:?}");
+        }
+        let why = shares("host_cache_gb: 64.5,", &["cuda:0"]).unwrap_err();
+        assert!(why.ends_with("native.host_cache_gb: 64.5: at most 64.0, the memory of this machine"), "{why}");
     }
 }

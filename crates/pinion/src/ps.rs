@@ -100,7 +100,7 @@ pub async fn get(
 
 /// Devices, then models, then the length of the queue.
 fn table(health: &Health) -> String {
-    let mut devices = vec![row(["DEVICE", "NAME", "WORKER", "USED", "BUDGET", "TOTAL"])];
+    let mut devices = vec![row(["DEVICE", "NAME", "WORKER", "USED", "BUDGET", "TOTAL", "HOST CACHE"])];
     devices.extend(health.devices.iter().map(device));
     let mut models = vec![row(["MODEL", "ON", "STATE", "MEMORY", "ACTIVE", "IDLE", "QUEUED", "NOTE"])];
     models.extend(health.targets.iter().flat_map(|target| places(target, &health.devices)));
@@ -119,7 +119,8 @@ fn row<const N: usize>(words: [&str; N]) -> Vec<String> {
 fn device(device: &DeviceHealth) -> Vec<String> {
     let worker = if device.worker { "runs" } else { "starting" };
     let (used, budget, total) = (bytes(device.used_bytes), known(device.budget_bytes), known(device.total_bytes));
-    row([device.device.as_str(), &device.name, worker, &used, &budget, &total])
+    let cache = bytes(device.host_cache_bytes);
+    row([device.device.as_str(), &device.name, worker, &used, &budget, &total, &cache])
 }
 
 /// One row per device that has the model, at least one. The queue is one for all of them.
@@ -202,6 +203,7 @@ mod tests {
             total_bytes: Some(15_800_000_000),
             budget_bytes: Some(12_000_000_000),
             used_bytes: 9_994_000,
+            host_cache_bytes: 1_342_177_280,
             models,
         };
         let health = Health {
@@ -224,9 +226,9 @@ mod tests {
             waiting: 2,
         };
         let expected = "\
-DEVICE  NAME       WORKER    USED     BUDGET   TOTAL
-cuda:0  NVIDIA T4  runs      9.99 MB  12.0 GB  15.8 GB
-cuda:1  NVIDIA T4  starting  9.99 MB  12.0 GB  15.8 GB
+DEVICE  NAME       WORKER    USED     BUDGET   TOTAL    HOST CACHE
+cuda:0  NVIDIA T4  runs      9.99 MB  12.0 GB  15.8 GB  1.34 GB
+cuda:1  NVIDIA T4  starting  9.99 MB  12.0 GB  15.8 GB  1.34 GB
 
 MODEL   ON      STATE           MEMORY  ACTIVE  IDLE  QUEUED  NOTE
 small   cuda:0  loaded, pinned  181 MB  1 of 4  -     0

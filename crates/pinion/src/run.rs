@@ -95,7 +95,7 @@ fn worker(device: &str) -> Result<Link, Failure> {
         return launch::Thread.launch(device).map_err(Failure::failed);
     }
     let found = devices::find();
-    let processes = launch::Processes::of(&found.devices).map_err(Failure::failed)?;
+    let processes = launch::Processes::of(&found.devices, |_| 0).map_err(Failure::failed)?;
     processes.launch(device).map_err(|error| {
         let whys: Vec<String> = [error.to_string()].into_iter().chain(found.notes).collect();
         Failure::Failed(whys.join("; "))
@@ -151,6 +151,7 @@ pub async fn predict(
                 FromWorker::Hello(_)
                 | FromWorker::Heartbeat
                 | FromWorker::NoRoom { .. }
+                | FromWorker::HostCache { .. }
                 | FromWorker::Unloaded { why: None, .. },
             ) => {}
         }

@@ -69,8 +69,9 @@ async fn serve(words: Words, deployment: Deployment) -> Result<(), Failure> {
     }
     let served = deployment.offers.iter().map(served).collect::<Result<Vec<_>, _>>()?;
     let found = tokio::task::spawn_blocking(devices::find).await.map_err(Failure::failed)?;
-    let workers = Processes::of(&found.devices).map_err(Failure::failed)?;
     let places = places::choose(&deployment.config, &found.names())?;
+    let host_cache = places::host_cache(&deployment.config, &places, runner::device::memory())?;
+    let workers = Processes::of(&found.devices, host_cache).map_err(Failure::failed)?;
     let tls = words.tls.read()?;
     let listener = tokio::net::TcpListener::bind(words.listen)
         .await

@@ -87,6 +87,10 @@ pub enum FromWorker {
         target: String,
         why: Option<PredictError>,
     },
+    /// What copies of unloaded models take of the host's memory from now on.
+    HostCache {
+        bytes: u64,
+    },
     /// The last word of a worker whose device is lost to it; nobody inside has ended.
     Broken {
         why: String,

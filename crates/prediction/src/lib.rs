@@ -16,7 +16,7 @@ pub use error::PredictError;
 pub use event::{Event, Numbered, Outcome, Output};
 pub use fold::{Prediction, Request, Status, Transition, WebhookEvent};
 pub use id::{Id, random_seed, secret_text};
-pub use model::{Job, LoadSpec, Loaded, Model, Weights};
+pub use model::{Job, Kept, LoadSpec, Loaded, Model, Weights};
 pub use run::Run;
 pub use time::Timestamp;
 

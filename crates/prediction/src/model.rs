@@ -1,5 +1,6 @@
 //! What a model must be able to do. Stepwise, so that one thread can serve many predictions: tensors never cross here.
 
+use std::any::Any;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,24 @@ pub trait Model: Send + Sync {
     /// Loads weights and makes everything ready for the first step. `report` takes a line of progress for people; it
     /// ends up in the logs of the predictions that wait.
     fn load(&self, spec: &LoadSpec, report: &mut dyn FnMut(&str)) -> Result<Box<dyn Loaded>, PredictError>;
+
+    /// `load` with what was kept of an earlier one. A model takes it only where it is of the very same weights, and says in a
+    /// line which it was; what it does not take is dropped.
+    fn load_kept(
+        &self,
+        spec: &LoadSpec,
+        kept: Box<dyn Kept>,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Box<dyn Loaded>, PredictError> {
+        drop(kept);
+        self.load(spec, report)
+    }
+}
+
+/// What a model that was unloaded left in the host's memory, so that it comes back faster. Only its model knows what is in it.
+pub trait Kept: Any {
+    /// Of the host's memory.
+    fn bytes(&self) -> u64;
 }
 
 /// A loaded model. It stays on the thread that loaded it.
@@ -39,6 +58,16 @@ pub trait Loaded {
 
     /// Device memory held, in bytes: weights and preallocated caches.
     fn bytes(&self) -> u64;
+
+    /// The host's memory that `keep` would take, in bytes; 0: it has nothing to keep.
+    fn kept_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Copies to the host what makes the next load fast. Asked of an idle model that is dropped next, whatever comes of it.
+    fn keep(&self) -> Result<Option<Box<dyn Kept>>, PredictError> {
+        Ok(None)
+    }
 }
 
 /// One prediction, as a model sees it.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use prediction::PredictError;
 
+use crate::Origin;
 use crate::map::Mapped;
 
 /// The layout this module reads; other versions wrote other headers.
@@ -94,6 +95,10 @@ impl Ct2 {
         let mut reader = Reader { parts: &parts, at: 0, len: parts.iter().map(|part| part.len()).sum() };
         let (spec, variables) = reader.file().map_err(refuse)?;
         Ok(Self { parts, spec, variables })
+    }
+
+    pub fn origin(&self) -> Origin {
+        Origin::Files(self.parts.iter().map(Mapped::identity).collect())
     }
 
     pub fn spec(&self) -> &str {

@@ -7,10 +7,12 @@ pub mod ct2;
 pub mod device;
 pub mod gguf;
 mod map;
+mod origin;
 pub mod safetensors;
 pub mod synth;
 pub mod weights;
 
 pub use ct2::Ct2;
 pub use gguf::{GgmlType, Gguf, GgufTensor};
+pub use origin::Origin;
 pub use safetensors::SafeTensors;

@@ -3,8 +3,9 @@
 //! Knows nothing of formats. A file that somebody truncates while it is mapped ends the process (SIGBUS), as with every
 //! program that maps files; the cache writes its blobs read-only and replaces them by rename for that reason.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::{Deref, Range};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,6 +18,7 @@ pub struct Mapped {
     /// What it is called.
     path: PathBuf,
     source: Source,
+    identity: FileIdentity,
 }
 
 /// Where bytes lie.
@@ -24,6 +26,23 @@ pub struct Mapped {
 struct Source {
     file: PathBuf,
     range: Range<u64>,
+}
+
+/// Which file it was and how it stood when it was opened: one that was touched or replaced since has another identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    modified: (i64, i64),
+}
+
+impl FileIdentity {
+    fn of(about: &Metadata) -> Self {
+        let modified = (about.mtime(), about.mtime_nsec());
+        Self { device: about.dev(), inode: about.ino(), bytes: about.len(), modified }
+    }
 }
 
 impl Mapped {
@@ -40,25 +59,32 @@ impl Mapped {
         // SAFETY: the mapping is read-only and private to this value; see the module's word on truncation.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| refuse(&e))?;
         let source = Source { file: path.to_owned(), range: 0..about.len() };
-        Ok(Self { map, path: path.to_owned(), source })
+        Ok(Self { map, path: path.to_owned(), source, identity: FileIdentity::of(&about) })
     }
 
     /// These bytes of a file, as if they were a file of this name.
     pub fn part(path: &Path, range: Range<u64>, name: &Path) -> Result<Self, PredictError> {
         let refuse = |why: &dyn std::fmt::Display| PredictError::Operator(format!("{}: {why}", name.display()));
         let file = File::open(path).map_err(|e| refuse(&e))?;
-        let whole = file.metadata().map_err(|e| refuse(&e))?.len();
+        let about = file.metadata().map_err(|e| refuse(&e))?;
+        let whole = about.len();
         if range.is_empty() || range.end > whole {
             return Err(refuse(&format_args!("lies at bytes {range:?} of a file of {whole}")));
         }
         let length = usize::try_from(range.end - range.start).map_err(|e| refuse(&e))?;
         // SAFETY: as for a whole file.
         let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&file) }.map_err(|e| refuse(&e))?;
-        Ok(Self { map, path: name.to_owned(), source: Source { file: path.to_owned(), range } })
+        let source = Source { file: path.to_owned(), range };
+        Ok(Self { map, path: name.to_owned(), source, identity: FileIdentity::of(&about) })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Of the whole file, also where only a part is mapped.
+    pub fn identity(&self) -> FileIdentity {
+        self.identity
     }
 
     /// These bytes are not needed soon: they stop counting as this process's memory, and come back from the file when
@@ -143,6 +169,25 @@ mod tests {
         let part = Mapped::part(&archive, 512..9_000, Path::new("lora.safetensors")).unwrap();
         assert_eq!(part.source, Source { file: archive.clone(), range: 512..9_000 });
         assert_eq!(Mapped::open(&archive).unwrap().source, Source { file: archive, range: 0..10_000 });
+    }
+
+    fn a_file_that_was_touched_or_replaced_is_another_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("a"), folder.path().join("b"));
+        std::fs::write(&path, [7; 100]).unwrap();
+        let identity = || Mapped::open(&path).unwrap().identity();
+        let (first, time) = (identity(), std::fs::metadata(&path).unwrap().modified().unwrap());
+        assert_eq!(identity(), first);
+        assert_eq!(Mapped::part(&path, 10..20, Path::new("part")).unwrap().identity(), first);
+        let set_time = |path: &Path, time| File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+        set_time(&path, time + std::time::Duration::from_nanos(1000));
+        assert_ne!(identity(), first, "another time");
+        set_time(&path, time);
+        assert_eq!(identity(), first);
+        std::fs::write(&other, [7; 100]).unwrap();
+        set_time(&other, time);
+        std::fs::rename(&other, &path).unwrap();
+        assert_ne!(identity(), first, "another file of the same size and time");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use prediction::PredictError;
 use safetensors::Dtype;
 use serde::Deserialize;
 
+use crate::Origin;
 use crate::map::Mapped;
 use crate::weights::{begins_like_pickle, is_pickle};
 
@@ -172,6 +173,10 @@ impl SafeTensors {
             return Ok(Cow::Borrowed(&bytes[run]));
         }
         Ok(Cow::Owned(bytes.chunks_exact(block.max(1)).flat_map(|outer| &outer[run.clone()]).copied().collect()))
+    }
+
+    pub fn origin(&self) -> Origin {
+        Origin::Files(self.shards.iter().map(Mapped::identity).collect())
     }
 
     /// Every tensor is wanted soon: the disk may begin.

@@ -43,6 +43,9 @@ pub struct Config {
     pub models: Vec<Served>,
     /// Empty: every GPU that works, else the CPU.
     pub devices: Vec<Device>,
+    /// Of the host's memory, what copies of models that left their GPU may take, all GPUs together; 0: none are made. None: a part
+    /// of what is free.
+    pub host_cache_bytes: Option<u64>,
     pub limits: Limits,
     pub output_files: OutputFiles,
     /// Inputs, outputs and logs are removed this long after the end; the hosted service keeps them for an hour.
@@ -187,6 +190,7 @@ impl Config {
         let limits = limits(native.mapping("limits")?)?;
         let output_files = OutputFiles::read(&mut native)?;
         let devices = devices::read(native.list("devices")?)?;
+        let host_cache_bytes = native.gigabytes("host_cache_gb")?;
         let retention_seconds = native.number("retention_seconds", range::RETENTION_SECONDS)?;
         let Entries { list, is_native, note } = entries::read(&mut native, &container, known)?;
         let models = list.into_iter().enumerate();
@@ -203,7 +207,18 @@ impl Config {
         devices::check(&models, &devices)?;
         let retention_seconds = retention_seconds.unwrap_or(RETENTION_SECONDS);
         let egress = Egress { allow_private };
-        Ok(Self { models, devices, limits, output_files, retention_seconds, egress, account, container, notes })
+        Ok(Self {
+            models,
+            devices,
+            host_cache_bytes,
+            limits,
+            output_files,
+            retention_seconds,
+            egress,
+            account,
+            container,
+            notes,
+        })
     }
 }
 

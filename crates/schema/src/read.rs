@@ -73,6 +73,15 @@ impl Mapping {
         }
     }
 
+    /// Bytes of a number of gigabytes, whole or not.
+    pub fn gigabytes(&mut self, key: &'static str) -> Result<Option<u64>, ConfigError> {
+        let Some(value) = self.take(key) else { return Ok(None) };
+        match value.as_f64().filter(|number| *number >= 0.0) {
+            Some(number) => Ok(Some((number * 1e9) as u64)),
+            None => Err(self.bad(key, &value, "a number of gigabytes from 0 on is expected")),
+        }
+    }
+
     pub fn list(&mut self, key: &'static str) -> Result<Vec<Value>, ConfigError> {
         match self.take(key) {
             None => Ok(Vec::new()),

@@ -6,6 +6,7 @@
 
 pub mod echo;
 mod echo_files;
+mod kept;
 mod memory;
 pub mod pipe;
 mod process;
@@ -33,11 +34,13 @@ pub struct Owned {
     pub name: String,
     /// Asked at the start and around each load; none where the device does not tell.
     pub memory: Box<dyn Fn() -> Option<DeviceMemory>>,
+    /// Of the host's memory, what copies of unloaded models may take; 0: none are made.
+    pub host_cache_bytes: u64,
 }
 
 impl Owned {
     /// The CPU, of which nothing is known.
     pub fn cpu() -> Self {
-        Self { device: "cpu".into(), name: String::new(), memory: Box::new(|| None) }
+        Self { device: "cpu".into(), name: String::new(), memory: Box::new(|| None), host_cache_bytes: 0 }
     }
 }

@@ -5,8 +5,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use prediction::frame::Emitted;
-use prediction::{Event, Id, Job, Loaded, Outcome, PredictError};
+use prediction::{Event, Id, Job, Kept, Loaded, Outcome, PredictError};
 
+use crate::kept::Key;
 use crate::shell::{Fault, guarded};
 
 /// The model is of no more use, and this is why: it must be dropped.
@@ -14,6 +15,7 @@ pub struct Broken(pub PredictError);
 
 pub struct Seat {
     loaded: Box<dyn Loaded>,
+    key: Key,
     /// Inside the model, with the attempt each belongs to.
     inside: HashMap<Id, u32>,
     /// Beyond capacity. Dispatch does not exceed it, but nothing that was said here is lost.
@@ -21,8 +23,8 @@ pub struct Seat {
 }
 
 impl Seat {
-    pub fn new(loaded: Box<dyn Loaded>) -> Self {
-        Self { loaded, inside: HashMap::new(), queue: VecDeque::new() }
+    pub fn new(loaded: Box<dyn Loaded>, key: Key) -> Self {
+        Self { loaded, key, inside: HashMap::new(), queue: VecDeque::new() }
     }
 
     pub fn is_idle(&self) -> bool {
@@ -101,6 +103,21 @@ impl Seat {
         });
         forgotten.map_err(broken)?;
         self.fill(out).map(|()| true)
+    }
+
+    /// Which weights it was loaded with.
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// The host's memory that `keep` takes.
+    pub fn kept_bytes(&self) -> Result<u64, PredictError> {
+        guarded(|| Ok(self.loaded.kept_bytes())).map_err(Fault::into_error)
+    }
+
+    /// A copy for the next load, which is made before the model is closed.
+    pub fn keep(&self) -> Result<Option<Box<dyn Kept>>, PredictError> {
+        guarded(|| self.loaded.keep()).map_err(Fault::into_error)
     }
 
     /// Frees what the model holds.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use prediction::frame::{BUILD, Emitted, FromWorker, Hello, ToWorker};
 use prediction::{Id, Job, LoadSpec, Outcome, PredictError};
 
+use crate::kept::{Copies, Key};
 use crate::seat::{Broken, Seat, ended};
 use crate::shell::{Fault, guarded};
 use crate::{Owned, Registry, memory};
@@ -17,8 +18,17 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Runs until told to go, until nobody listens any more, or until the device is lost. `send` answers false when the peer
 /// is gone.
 pub fn run(registry: Registry, owned: Owned, inbox: Receiver<ToWorker>, send: impl FnMut(FromWorker) -> bool) {
-    let mut worker =
-        Worker { registry, owned, seats: BTreeMap::new(), send, gone: false, draining: false, heard: Instant::now() };
+    let mut worker = Worker {
+        registry,
+        copies: Copies::within(owned.host_cache_bytes),
+        told_copies: 0,
+        owned,
+        seats: BTreeMap::new(),
+        send,
+        gone: false,
+        draining: false,
+        heard: Instant::now(),
+    };
     worker.greet();
     while !worker.gone {
         worker.hear(&inbox);
@@ -36,6 +46,10 @@ struct Worker<S> {
     owned: Owned,
     /// By target.
     seats: BTreeMap<String, Seat>,
+    /// Of models that were unloaded.
+    copies: Copies,
+    /// Bytes of them, as the peer knows.
+    told_copies: u64,
     send: S,
     /// Nobody is listening, or we were told to stop, or there is no device any more.
     gone: bool,
@@ -46,7 +60,7 @@ struct Worker<S> {
 
 /// What became of a load that was tried.
 enum Load {
-    Loaded { seat: Seat, bytes: u64, capacity: u32 },
+    Loaded { seat: Box<Seat>, bytes: u64, capacity: u32 },
     NoRoom { needed_bytes: u64, room_bytes: u64 },
 }
 
@@ -121,11 +135,13 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
             self.unload(target.clone(), None);
         }
         let began = Instant::now();
-        match self.try_load(spec, room_bytes) {
+        let tried = self.try_load(spec, room_bytes);
+        self.tell_copies();
+        match tried {
             Ok(Load::Loaded { seat, bytes, capacity }) => {
                 // What only the loading needed.
                 memory::give_back();
-                self.seats.insert(target.clone(), seat);
+                self.seats.insert(target.clone(), *seat);
                 let seconds = began.elapsed().as_secs_f64();
                 self.say(FromWorker::Loaded { target, bytes, capacity, seconds });
             }
@@ -157,24 +173,51 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
                 return Ok(Load::NoRoom { needed_bytes, room_bytes });
             }
         }
+        let key = Key::of(spec);
+        let kept = self.copies.take(&key);
         let free_before = memory::free(&self.owned);
         let mut report = |line: &str| self.say(FromWorker::Loading { target: target.clone(), line: line.to_owned() });
         let (loaded, bytes, capacity) = guarded(|| {
-            let loaded = model.load(spec, &mut report)?;
+            let loaded = match kept {
+                Some(kept) => model.load_kept(spec, kept, &mut report)?,
+                None => model.load(spec, &mut report)?,
+            };
             let (bytes, capacity) = (loaded.bytes(), loaded.capacity().max(1));
             Ok((loaded, bytes, u32::try_from(capacity).unwrap_or(u32::MAX)))
         })?;
         let taken = free_before.zip(memory::free(&self.owned)).map(|(before, after)| before.saturating_sub(after));
         let bytes = bytes.max(taken.unwrap_or(0));
-        Ok(Load::Loaded { seat: Seat::new(loaded), bytes, capacity })
+        Ok(Load::Loaded { seat: Box::new(Seat::new(loaded, key)), bytes, capacity })
     }
 
     /// Frees the model. Whoever is inside is the server's to end.
     fn unload(&mut self, target: String, why: Option<PredictError>) {
-        if let Some(seat) = self.seats.remove(&target) {
-            seat.close();
-            memory::give_back();
-            self.say(FromWorker::Unloaded { target, why });
+        let Some(seat) = self.seats.remove(&target) else { return };
+        // One that broke is no good copy, and a worker that is to go needs none.
+        let kept = match why.is_none() && seat.is_idle() && !self.draining {
+            true => self.copies.keep(&seat),
+            false => Ok(()),
+        };
+        match kept {
+            Ok(()) => {}
+            Err(PredictError::DeviceLost(why)) => {
+                // As with the others: nothing of it can be freed.
+                std::mem::forget(seat);
+                return self.lose_device(why);
+            }
+            Err(error) => tracing::warn!(target, %error, "no copy of the model stays in host memory"),
+        }
+        seat.close();
+        memory::give_back();
+        self.say(FromWorker::Unloaded { target, why });
+        self.tell_copies();
+    }
+
+    /// What copies take, where that has changed.
+    fn tell_copies(&mut self) {
+        let bytes = self.copies.bytes();
+        if bytes != std::mem::replace(&mut self.told_copies, bytes) {
+            self.say(FromWorker::HostCache { bytes });
         }
     }
 
@@ -183,7 +226,7 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
     fn lose_device(&mut self, why: String) {
         tracing::error!(device = self.owned.device, why, "the device is lost to this process; leaving");
         self.say(FromWorker::Broken { why });
-        std::mem::forget(std::mem::take(&mut self.seats));
+        std::mem::forget((std::mem::take(&mut self.seats), std::mem::take(&mut self.copies)));
         self.gone = true;
     }
 

@@ -125,6 +125,7 @@ fn events_keep_their_order_and_their_attempt() {
 #[test]
 fn the_short_words_from_a_worker() {
     stands(FromWorker::Heartbeat, r#"{"frame":"heartbeat"}"#);
+    stands(FromWorker::HostCache { bytes: 7 }, r#"{"frame":"host_cache","with":{"bytes":7}}"#);
     stands(FromWorker::Bye, r#"{"frame":"bye"}"#);
     stands(FromWorker::Broken { why: "lost".into() }, r#"{"frame":"broken","with":{"why":"lost"}}"#);
 }

@@ -237,7 +237,7 @@ fn what_a_load_takes_is_measured_where_the_device_tells_and_never_less_than_the_
                 free.set(free.get() - taken);
                 Some(DeviceMemory { total_bytes: 2000, free_bytes: free.get() })
             };
-            Owned { device: device.into(), name: "a device".into(), memory: Box::new(memory) }
+            Owned { device: device.into(), name: "a device".into(), memory: Box::new(memory), ..Owned::cpu() }
         };
         let bench = Bench::with(registry, owned);
         bench.say(ToWorker::Load { spec: spec("echo", 1, json!({"needs_bytes": says})), room_bytes: None });
@@ -252,7 +252,8 @@ fn hello_says_what_the_worker_owns() {
     let (out, from) = channel();
     std::thread::spawn(move || {
         let memory = || Some(DeviceMemory { total_bytes: 9, free_bytes: 4 });
-        let owned = Owned { device: "cuda:1".into(), name: "a device".into(), memory: Box::new(memory) };
+        let owned =
+            Owned { device: "cuda:1".into(), name: "a device".into(), memory: Box::new(memory), ..Owned::cpu() };
         worker::run(BTreeMap::new(), owned, inbox, move |frame| out.send(frame).is_ok());
     });
     let memory = Some(DeviceMemory { total_bytes: 9, free_bytes: 4 });

@@ -11,6 +11,7 @@
 
 mod arrange;
 mod counts;
+pub mod kept;
 mod weights;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,11 +25,12 @@ use kernels::cuda::call::Element;
 use kernels::cuda::decoder::{Decoder, Plan, Room, Told, room_bytes};
 use kernels::cuda::exchange::{self, Exchange, Sent};
 use kernels::cuda::inputs::{BUCKETS, Inputs, Layout, bucket};
+use kernels::cuda::kept::HostCopy;
 use kernels::cuda::params::Ask as Wish;
 use kernels::cuda::rows::{self, Choice};
 use kernels::cuda::stream::{Memory, Stream, Work};
 use kernels::op::{Ask, NotANumber};
-use prediction::PredictError;
+use prediction::{Kept, PredictError};
 
 use super::engine::{Chosen, Engine};
 use super::needs::{Load, Needs};
@@ -36,8 +38,9 @@ use super::rows::Rows;
 use super::weights::Opened;
 use arrange::Arranged;
 use counts::Counts;
+use kept::{Identity, Planes};
 pub use weights::Fit;
-use weights::Loader;
+use weights::{Loader, spans};
 
 /// From so many rows on the library is faster than our products, which take 64 at a time.
 const LIBRARY_ROWS: usize = 128;
@@ -68,8 +71,10 @@ pub struct Gpu<S: Stream> {
     looked_up_bytes: u64,
     /// What `room` points to, part by part.
     rooms: Vec<S::Memory>,
-    /// What the decoder points to.
+    /// What the decoder points to: weights, in the order in which they are read; rotary table, keys and values.
+    weights: Vec<S::Memory>,
     _held: Vec<S::Memory>,
+    identity: Identity,
 }
 
 /// What fits into a step, and what that takes of the device.
@@ -120,21 +125,24 @@ pub fn needs(opened: &Opened, fit: Fit, load: &Load) -> std::result::Result<Need
 }
 
 impl<S: Stream> Gpu<S> {
-    /// Weights to the device, and everything that a step needs there.
+    /// Weights to the device, from the files or from a copy of them, and everything that a step needs there.
     pub fn load(
         stream: S,
         opened: &Opened,
         fit: Fit,
         load: &Load,
         pool: &Pool,
+        copy: Option<HostCopy<S>>,
         report: &mut dyn FnMut(usize, usize),
     ) -> std::result::Result<Self, PredictError> {
         let fault = |error: candle_core::Error| runner::device::fault(&error);
         let needs = needs(opened, fit, load)?;
-        let mut loader = Loader::new(&stream, opened, fit, pool)?;
+        let mut loader = Loader::new(&stream, opened, fit, pool, copy)?;
         let mut decoder = loader.load(report)?;
+        let weights = loader.take_held();
         decoder.rope = loader.rope(load.context)?;
-        let mut held = loader.into_held();
+        let mut held = loader.take_held();
+        drop(loader);
         let sizes = Sizes::of(&decoder, load);
         let zeros = |bytes: usize| stream.zeros(bytes).map_err(fault);
         for layer in &mut decoder.layers {
@@ -156,7 +164,9 @@ impl<S: Stream> Gpu<S> {
             bytes: needs.total(),
             looked_up_bytes: fit.looked_up_bytes(opened)?,
             rooms,
+            weights,
             _held: held,
+            identity: Identity::of(opened, fit, load),
             sizes,
             decoder,
             stream,
@@ -290,7 +300,7 @@ impl<S: Stream> Drop for Gpu<S> {
     }
 }
 
-impl<S: Stream> Engine for Gpu<S> {
+impl<S: Stream + 'static> Engine for Gpu<S> {
     fn vocabulary(&self) -> usize {
         self.decoder.head.rows
     }
@@ -309,6 +319,17 @@ impl<S: Stream> Engine for Gpu<S> {
 
     fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        kernels::cuda::kept::bytes_for(self.weights.iter().map(|memory| memory.bytes() as u64).sum())
+    }
+
+    fn keep(&self) -> Result<Option<Box<dyn Kept>>> {
+        // SAFETY: the engine's own memory of its own stream.
+        let copy = unsafe { HostCopy::of(&self.stream, &self.stream.spare(), &spans(&self.weights)) }?;
+        let (identity, bytes) = (self.identity.clone(), copy.bytes());
+        Ok(Some(Box::new(Planes::<S> { identity, copy, bytes })))
     }
 
     fn step_bytes(&self, positions: usize) -> u64 {

@@ -4,6 +4,7 @@
 use half::{bf16, f16};
 use kernels::cuda::call::Element;
 use kernels::cuda::decoder::{Decoder, Layer};
+use kernels::cuda::kept::{HostCopy, Span};
 use kernels::cuda::params::Ptr;
 use kernels::cuda::product::Matrix;
 use kernels::cuda::stream::{Memory, Stream};
@@ -179,26 +180,44 @@ pub struct Loader<'a, S: Stream> {
     pub fit: Fit,
     pub pool: &'a Pool,
     held: Vec<S::Memory>,
-    /// Quants and scales.
-    up: [Upload<S>; 2],
+    from: Source<S>,
+}
+
+/// Where weights come from.
+enum Source<S: Stream> {
+    /// Files, on the way up: quants and scales.
+    Files([Upload<S>; 2]),
+    /// A copy of what was held once: the same planes in the same order.
+    Copy(HostCopy<S>),
 }
 
 impl<'a, S: Stream> Loader<'a, S> {
-    pub fn new(stream: &'a S, opened: &'a Opened, fit: Fit, pool: &'a Pool) -> Result<Self, PredictError> {
-        // No larger than the largest plane, and at least a row.
-        let mut most = (0, 0);
-        for matrix in fit.matrices(opened)? {
-            let ((quants, scales), row) =
-                (matrix.packing.bytes(matrix.rows, matrix.k), matrix.packing.bytes(1, matrix.k));
-            let rows = (PIECE_BYTES / row.0).max(1);
-            most = (most.0.max(quants.min(rows * row.0)), most.1.max(scales.min(rows * row.1)));
-        }
-        let up = |bytes| Upload::new(stream, bytes).map_err(|error| runner::device::fault(&error));
-        Ok(Self { up: [up(most.0)?, up(most.1)?], stream, opened, fit, pool, held: Vec::new() })
+    /// With a copy of what an earlier one of the same files and fit has loaded, nothing is read.
+    pub fn new(
+        stream: &'a S,
+        opened: &'a Opened,
+        fit: Fit,
+        pool: &'a Pool,
+        copy: Option<HostCopy<S>>,
+    ) -> Result<Self, PredictError> {
+        let from = match copy {
+            Some(copy) => Source::Copy(copy),
+            None => Source::Files(uploads(stream, opened, fit)?),
+        };
+        Ok(Self { from, stream, opened, fit, pool, held: Vec::new() })
     }
 
     /// All of them; keys, values and the rotary table are still nowhere.
     pub fn load(&mut self, report: &mut dyn FnMut(usize, usize)) -> Result<Decoder, PredictError> {
+        let decoder = self.planes(report)?;
+        if let Source::Copy(copy) = &mut self.from {
+            // SAFETY: they are this loader's.
+            unsafe { copy.put_back(self.stream, &spans(&self.held)) }.map_err(|error| runner::device::fault(&error))?;
+        }
+        Ok(decoder)
+    }
+
+    fn planes(&mut self, report: &mut dyn FnMut(usize, usize)) -> Result<Decoder, PredictError> {
         let (opened, hidden) = (self.opened, self.opened.config.hidden);
         let mut decoder = self.fit.shape(opened)?;
         decoder.embedding = self.matrix(&opened.embed()?)?;
@@ -220,12 +239,16 @@ impl<'a, S: Stream> Loader<'a, S> {
         Ok(decoder)
     }
 
-    /// What everything that was loaded points to.
-    pub fn into_held(mut self) -> Vec<S::Memory> {
+    /// What everything that was loaded since points to.
+    pub fn take_held(&mut self) -> Vec<S::Memory> {
         std::mem::take(&mut self.held)
     }
 
     fn gains(&mut self, role: Role, size: usize) -> Result<Ptr, PredictError> {
+        if let Source::Copy(_) = self.from {
+            let memory = self.zeros(size * 4)?;
+            return Ok(self.keep(memory));
+        }
         let bytes: Vec<u8> = self.opened.gains(role, size)?.iter().flat_map(|v| v.to_le_bytes()).collect();
         self.put(&bytes)
     }
@@ -263,7 +286,11 @@ impl<'a, S: Stream> Loader<'a, S> {
         let (quants, scales) = matrix.packing.bytes(matrix.rows, matrix.k);
         let mut planes = [self.zeros(quants)?, self.zeros(scales)?];
         let mut first = 0;
-        for &(role, outputs) in &stack.parts {
+        let read = match self.from {
+            Source::Files(_) => stack.parts.as_slice(),
+            Source::Copy(_) => &[],
+        };
+        for &(role, outputs) in read {
             let raw = opened.raw(role, &[outputs, stack.inputs])?;
             let named = |why: String| PredictError::Operator(format!("tensor {}: {why}", raw.name));
             self.rows(&raw, &matrix, (first, outputs), &mut planes).map_err(named)?;
@@ -285,9 +312,10 @@ impl<'a, S: Stream> Loader<'a, S> {
         planes: &mut [S::Memory; 2],
     ) -> Result<(), String> {
         let said = |error: candle_core::Error| error.to_string();
+        let Source::Files([up_quants, up_scales]) = &mut self.from else { return Ok(()) };
         let Matrix { packing, k, .. } = *matrix;
         let (quants, scales) = packing.bytes(1, k);
-        let (row_bytes, element, [up_quants, up_scales]) = (raw.bytes.len() / count, self.fit.element, &mut self.up);
+        let (row_bytes, element) = (raw.bytes.len() / count, self.fit.element);
         let together = up_quants.bytes() / quants;
         for from in (0..count).step_by(together) {
             let rows = together.min(count - from);
@@ -325,6 +353,23 @@ impl<S: Stream> Drop for Loader<'_, S> {
     fn drop(&mut self) {
         drop(self.stream.wait());
     }
+}
+
+/// No larger than the largest plane, and at least a row.
+fn uploads<S: Stream>(stream: &S, opened: &Opened, fit: Fit) -> Result<[Upload<S>; 2], PredictError> {
+    let mut most = (0, 0);
+    for matrix in fit.matrices(opened)? {
+        let ((quants, scales), row) = (matrix.packing.bytes(matrix.rows, matrix.k), matrix.packing.bytes(1, matrix.k));
+        let rows = (PIECE_BYTES / row.0).max(1);
+        most = (most.0.max(quants.min(rows * row.0)), most.1.max(scales.min(rows * row.1)));
+    }
+    let up = |bytes| Upload::new(stream, bytes).map_err(|error| runner::device::fault(&error));
+    Ok([up(most.0)?, up(most.1)?])
+}
+
+/// Memories as a copy takes them.
+pub fn spans(memories: &[impl Memory]) -> Vec<Span> {
+    memories.iter().map(|memory| Span { at: memory.ptr(), bytes: memory.bytes() }).collect()
 }
 
 /// Whole rows of a format as the kernels read them.

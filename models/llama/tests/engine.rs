@@ -129,7 +129,7 @@ fn logits_are_bit_equal_alone_in_a_batch_with_known_beginnings_and_after_preempt
 }
 
 fn small(weights: &str, blocks: usize) -> Pipeline {
-    Pipeline::with_cache(&spec(&golden(weights)), Some(blocks), &mut |_| ()).unwrap()
+    Pipeline::with_cache(&spec(&golden(weights)), Some(blocks), None, &mut |_| ()).unwrap()
 }
 
 /// How often a prediction gave up its blocks, as its log has it.

@@ -30,18 +30,18 @@ fn opened(dtype: &str) -> Opened {
     Opened::synth("tiny-64", dtype, 3).unwrap()
 }
 
-fn load(precision: Option<&str>, blocks: usize, batch_invariant: bool) -> Load<'_> {
+pub fn load(precision: Option<&str>, blocks: usize, batch_invariant: bool) -> Load<'_> {
     Load { device: &Device::Cpu, precision, slots: SLOTS, context: CONTEXT, blocks, rows: ROWS, batch_invariant }
 }
 
 /// None where there is no C++ compiler for the kernels' source.
 fn on_gpu(opened: &Opened, load: &Load) -> Option<Gpu<Emulated>> {
     let fit = Fit::of(opened, load.precision, true).unwrap();
-    Some(Gpu::load(Emulated::new(emulator()?), opened, fit, load, &Pool::new(2), &mut |_, _| ()).unwrap())
+    Some(Gpu::load(Emulated::new(emulator()?), opened, fit, load, &Pool::new(2), None, &mut |_, _| ()).unwrap())
 }
 
 fn on_cpu(opened: &Opened, load: &Load) -> Box<dyn Engine> {
-    opened.engine(load, &Arc::new(Pool::new(2)), &mut |_| ()).unwrap()
+    opened.engine(load, &Arc::new(Pool::new(2)), None, &mut |_| ()).unwrap()
 }
 
 fn tokens(count: usize, from: u32) -> Vec<u32> {
@@ -82,7 +82,7 @@ fn off(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Prompts short and long, alone and together, cut anywhere, then tokens one by one in company.
-fn schedule(engine: &mut dyn Engine) -> Vec<Vec<f32>> {
+pub fn schedule(engine: &mut dyn Engine) -> Vec<Vec<f32>> {
     let mut a = Sequence::new(0, tokens(75, 1));
     let mut b = Sequence::new(3, tokens(140, 2));
     let mut c = Sequence::new(7, tokens(39, 3));
@@ -162,7 +162,7 @@ fn pipeline(precision: Option<&str>, dtype: &str, blocks: usize, gpu: Option<boo
         context_tokens: Some(CONTEXT as u32),
         ..spec(&golden("tiny-tied"))
     };
-    let mut pipeline = Pipeline::with_cache(&spec, Some(blocks), &mut |_| ()).unwrap();
+    let mut pipeline = Pipeline::with_cache(&spec, Some(blocks), None, &mut |_| ()).unwrap();
     if let Some(batch_invariant) = gpu {
         pipeline.engine = Box::new(on_gpu(&opened(dtype), &load(precision, blocks, batch_invariant))?);
     }
@@ -342,7 +342,7 @@ fn what_is_needed_is_what_is_taken_of_the_device() {
         let Some(emulator) = emulator() else { return };
         let stream = Emulated::new(emulator);
         let taken = stream.device_bytes();
-        let mut gpu = Gpu::load(stream, &opened, fit, &load, &Pool::new(1), &mut |_, _| ()).unwrap();
+        let mut gpu = Gpu::load(stream, &opened, fit, &load, &Pool::new(1), None, &mut |_, _| ()).unwrap();
         gpu.warm().unwrap();
         assert_eq!((taken.get() as u64, gpu.bytes()), (told.total(), told.total()), "{precision:?}");
         assert_eq!(gpu.weights_bytes(), told.weights);

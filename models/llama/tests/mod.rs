@@ -6,6 +6,7 @@ mod events;
 mod gguf;
 mod goldens;
 mod gpu;
+mod kept;
 mod needs;
 mod refusals;
 mod schedule;

@@ -3,6 +3,7 @@
 mod files;
 mod folders;
 mod gpu;
+mod kept;
 mod nets;
 mod pipelines;
 mod predictions;

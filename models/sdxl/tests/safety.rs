@@ -26,7 +26,7 @@ const IMAGES: usize = 6;
 const TOLERANCE: f32 = 1e-5;
 
 /// A tiny pipeline with the recipe's checker.
-fn pipeline() -> tempfile::TempDir {
+pub(super) fn pipeline() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     write("sdxl-tiny", folder.path(), 0);
     for part in ["safety_checker", "feature_extractor"] {

@@ -3,6 +3,7 @@
 
 mod batching;
 mod decoding;
+mod kept;
 mod needs;
 mod real;
 mod refusals;
@@ -30,7 +31,7 @@ fn spec(weights: &Path) -> LoadSpec {
 }
 
 fn load(spec: &LoadSpec) -> Result<Pipeline, PredictError> {
-    Pipeline::load(spec, &mut |_| ())
+    Pipeline::load(spec, None, &mut |_| ())
 }
 
 fn job(id: &str, input: Value) -> Job {
@@ -82,7 +83,7 @@ fn failure(events: &[(String, Event)]) -> String {
 }
 
 /// A RIFF file of 16-bit samples.
-pub(super) fn wav(rate: u32, channels: u16, samples: &[i16]) -> Vec<u8> {
+pub fn wav(rate: u32, channels: u16, samples: &[i16]) -> Vec<u8> {
     let data: Vec<u8> = samples.iter().flat_map(|sample| sample.to_le_bytes()).collect();
     let align = 2 * channels;
     let mut file =

@@ -152,7 +152,11 @@ impl Setup {
                 self.lost(why.as_ref().map_or("the model was unloaded", |error| error.text()));
             }
             FromWorker::Broken { why } => self.lost(why),
-            FromWorker::Hello(_) | FromWorker::Events(_) | FromWorker::Heartbeat | FromWorker::Bye => {}
+            FromWorker::Hello(_)
+            | FromWorker::Events(_)
+            | FromWorker::HostCache { .. }
+            | FromWorker::Heartbeat
+            | FromWorker::Bye => {}
         }
     }
 }

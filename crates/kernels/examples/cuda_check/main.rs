@@ -1,10 +1,11 @@
 //! Every CUDA kernel on the GPU at hand: first against the f64 references, on fresh random inputs; then what it moves per second,
-//! beside a copy in the same run, whole decode steps of the Llama-3-8B shape, and the image kernels at the shapes of SDXL. Prints
-//! tables; fails if a check fails.
+//! beside a copy in the same run, whole decode steps of the Llama-3-8B shape, and the image kernels at the shapes of SDXL; what was
+//! copied to the host comes back as it was. Prints tables; fails if a check fails.
 //!
 //! `cargo run --release -p kernels --features cuda --example cuda_check`; `-- --check` leaves the measurements out.
 
 mod image;
+mod kept;
 mod measure;
 
 use std::process::ExitCode;
@@ -87,8 +88,12 @@ fn all() -> Result<usize> {
         failed += usize::from(!passed);
         println!("{} {name}", if passed { "ok    " } else { "FAILED" });
     }
+    let passed = kept::check(&kernels)?;
+    failed += usize::from(!passed);
+    println!("{} copies of a device's memory", if passed { "ok    " } else { "FAILED" });
     if !std::env::args().any(|arg| arg == "--check") {
         measure::all(&kernels)?;
+        kept::measure(&kernels)?;
     }
     Ok(failed)
 }

@@ -1,12 +1,14 @@
 //! The kernels on a GPU: the embedded machine code, launches, memory, and the library's product for many rows. Refuses to know the
 //! order of the calls.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, result as blas, sys as blas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DriverError, PinnedHostSlice,
+    CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice,
     result as copy, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
@@ -15,9 +17,10 @@ use candle_core::{Error, Result};
 
 use super::call::{Call, Element, Gpu};
 use super::graph::Captured;
+use super::kept::{CHUNK_BYTES, Spare};
 use super::params::Ptr;
 use super::product::{Library, Out};
-use super::stream::{self, Stream, Work, check_send};
+use super::stream::{self, Stream, Work, check_copy};
 
 /// One file of machine code for all the GPUs of the build, see build.rs.
 const IMAGES: [&[u8]; 6] = [
@@ -264,6 +267,7 @@ impl Memory {
 
     /// Copies another memory of the same size over this one, on the device.
     pub fn copy_from(&mut self, kernels: &Kernels, other: &Memory) -> Result<()> {
+        check_copy(other, self)?;
         kernels.stream.memcpy_dtod(&other.slice, &mut self.slice).map_err(Error::wrap)
     }
 }
@@ -282,6 +286,13 @@ impl stream::Memory for Memory {
 pub struct Staged {
     memory: PinnedHostSlice<u64>,
     event: CudaEvent,
+}
+
+impl Drop for Staged {
+    /// The device may still be at it. An error has nobody to hear it: the next call on the stream tells it again.
+    fn drop(&mut self) {
+        let _ = self.event.synchronize();
+    }
 }
 
 impl Stream for Kernels {
@@ -339,17 +350,42 @@ impl Stream for Kernels {
         staged.memory.as_mut_slice().map_err(Error::wrap)
     }
 
-    fn send(&self, staged: &mut Staged, bytes: usize, to: &mut Memory, at: usize) -> Result<()> {
+    fn staged_bytes(&self, staged: &Staged) -> usize {
+        staged.memory.num_bytes()
+    }
+
+    fn spare(&self) -> Rc<Spare<Staged>> {
+        thread_local! {
+            /// By device: page-locked memory is its context's.
+            static SPARE: RefCell<HashMap<usize, Rc<Spare<Staged>>>> = RefCell::default();
+        }
+        let device = self.stream.context().ordinal();
+        let new = || Rc::new(Spare::new(CHUNK_BYTES));
+        SPARE.with_borrow_mut(|spare| spare.entry(device).or_insert_with(new).clone())
+    }
+
+    unsafe fn send_to(&self, staged: &mut Staged, at: usize, bytes: usize, to: Ptr) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
-        let words = self.ready(staged)?;
-        check_send(bytes, words.len() * 8, (at, to.slice.len()))?;
-        // SAFETY: u64s as bytes, and no more than there are.
-        let sent = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), bytes) };
-        let (to, _) = to.slice.device_ptr_mut(&self.stream);
-        // SAFETY: the memory has room for them, as was checked; the host leaves the bytes alone until the event.
-        unsafe { copy::memcpy_htod_async(to + at as u64, sent, self.stream.cu_stream()) }.map_err(Error::wrap)?;
+        // Nothing to wait for: what goes into the memory and comes out of it has one order, the stream's.
+        let from = staged.memory.as_ptr().map_err(Error::wrap)?.cast::<u8>();
+        // SAFETY: the caller's promise.
+        let sent = unsafe { std::slice::from_raw_parts(from.add(at), bytes) };
+        // SAFETY: the caller's promise; the host leaves the bytes alone until the event.
+        unsafe { copy::memcpy_htod_async(to.0, sent, self.stream.cu_stream()) }.map_err(Error::wrap)?;
+        staged.event.record(&self.stream).map_err(Error::wrap)
+    }
+
+    unsafe fn fetch_from(&self, from: Ptr, bytes: usize, staged: &mut Staged, at: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let to = staged.memory.as_mut_ptr().map_err(Error::wrap)?.cast::<u8>();
+        // SAFETY: the caller's promise.
+        let to = unsafe { std::slice::from_raw_parts_mut(to.add(at), bytes) };
+        // SAFETY: the caller's promise; nobody looks at the host's until the event.
+        unsafe { copy::memcpy_dtoh_async(to, from.0, self.stream.cu_stream()) }.map_err(Error::wrap)?;
         staged.event.record(&self.stream).map_err(Error::wrap)
     }
 
@@ -359,19 +395,5 @@ impl Stream for Kernels {
 
     fn wait(&self) -> Result<()> {
         self.synchronize()
-    }
-
-    fn fetch(&self, from: &Memory, bytes: usize, staged: &mut Staged) -> Result<()> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let words = self.ready(staged)?;
-        let bytes = bytes.min(words.len() * 8).min(from.slice.len());
-        // SAFETY: u64s as bytes, and no more than there are.
-        let to = unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<u8>(), bytes) };
-        let (from, _) = from.slice.device_ptr(&self.stream);
-        // SAFETY: both are as long; nobody looks at the host's until the event.
-        unsafe { copy::memcpy_dtoh_async(to, from, self.stream.cu_stream()) }.map_err(Error::wrap)?;
-        staged.event.record(&self.stream).map_err(Error::wrap)
     }
 }

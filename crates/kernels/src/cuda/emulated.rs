@@ -11,9 +11,10 @@ use half::{bf16, f16};
 use super::call::{Element, Gpu};
 use super::check::{Held, Machine};
 use super::emulator::{Emulator, Host};
+use super::kept::{CHUNK_BYTES, Spare};
 use super::params::Ptr;
 use super::product::{Library, Out};
-use super::stream::{Memory, Stream, Work, check_send};
+use super::stream::{Memory, Stream, Work, check_copy};
 
 pub struct Emulated {
     emulator: Emulator,
@@ -124,8 +125,10 @@ impl Stream for Emulated {
 
     fn read(&self, memory: &Plain, bytes: usize) -> Result<Vec<u8>> {
         self.wait()?;
-        let all = memory.host.content().into_iter().flat_map(u128::to_ne_bytes);
-        Ok(all.take(bytes.min(memory.bytes)).collect())
+        if bytes > memory.bytes {
+            candle_core::bail!("{bytes} bytes of {}", memory.bytes);
+        }
+        Ok(memory.host.content().into_iter().flat_map(u128::to_ne_bytes).take(bytes).collect())
     }
 
     unsafe fn run(&self, work: &Work) -> Result<()> {
@@ -157,25 +160,35 @@ impl Stream for Emulated {
         Ok(unsafe { std::slice::from_raw_parts_mut(staged.memory.ptr().0 as *mut u64, staged.memory.bytes / 8) })
     }
 
-    fn send(&self, staged: &mut Staged, bytes: usize, to: &mut Plain, at: usize) -> Result<()> {
-        check_send(bytes, staged.memory.bytes, (at, to.bytes))?;
-        staged.after = self.queue(Queued::Copy { from: staged.memory.ptr(), to: to.ptr().at(at), bytes });
+    fn staged_bytes(&self, staged: &Staged) -> usize {
+        staged.memory.bytes
+    }
+
+    fn spare(&self) -> Rc<Spare<Staged>> {
+        thread_local! {
+            static SPARE: Rc<Spare<Staged>> = Rc::new(Spare::new(CHUNK_BYTES));
+        }
+        SPARE.with(Rc::clone)
+    }
+
+    unsafe fn send_to(&self, staged: &mut Staged, at: usize, bytes: usize, to: Ptr) -> Result<()> {
+        staged.after = self.queue(Queued::Copy { from: staged.memory.ptr().at(at), to, bytes });
+        Ok(())
+    }
+
+    unsafe fn fetch_from(&self, from: Ptr, bytes: usize, staged: &mut Staged, at: usize) -> Result<()> {
+        staged.after = self.queue(Queued::Copy { from, to: staged.memory.ptr().at(at), bytes });
         Ok(())
     }
 
     fn copy(&self, from: &Plain, to: &mut Plain) -> Result<()> {
-        self.queue(Queued::Copy { from: from.ptr(), to: to.ptr(), bytes: from.bytes.min(to.bytes) });
+        check_copy(from, to)?;
+        self.queue(Queued::Copy { from: from.ptr(), to: to.ptr(), bytes: from.bytes });
         Ok(())
     }
 
     fn wait(&self) -> Result<()> {
         self.run_to(self.queued.get())
-    }
-
-    fn fetch(&self, from: &Plain, bytes: usize, staged: &mut Staged) -> Result<()> {
-        let bytes = bytes.min(staged.memory.bytes).min(from.bytes);
-        staged.after = self.queue(Queued::Copy { from: from.ptr(), to: staged.memory.ptr(), bytes });
-        Ok(())
     }
 }
 

@@ -73,7 +73,8 @@ impl<S: Stream> Exchange<S> {
     ) -> Result<Sent> {
         let (slot, bytes, choices) = (self.next, layout.bytes(), layout.choices);
         if bytes > self.inputs.bytes() || choices * 4 > self.chosen.bytes() {
-            candle_core::bail!("inputs of {bytes} bytes and {choices} choices; there is room for {}", self.room());
+            let (room, most) = (self.room(), self.chosen.bytes() / 4);
+            candle_core::bail!("inputs of {bytes} bytes and {choices} choices; there is room for {room} and {most}");
         }
         self.next ^= 1;
         let mut inputs = layout.inputs(stream.ready(&mut self.up[slot])?);

@@ -17,6 +17,7 @@ pub mod exchange;
 pub mod graph;
 pub mod image;
 pub mod inputs;
+pub mod kept;
 pub mod params;
 pub mod product;
 pub mod rows;

@@ -2,9 +2,12 @@
 //! launches, calls that are captured once and sent many times as one, and the host's memory for the ways up and down, which
 //! lets the host be ahead of the device. Refuses to know what the calls compute.
 
+use std::rc::Rc;
+
 use candle_core::Result;
 
 use super::call::{Call, Gpu};
+use super::kept::Spare;
 use super::params::Ptr;
 use super::product::Library;
 
@@ -62,23 +65,54 @@ pub trait Stream {
     /// Waits until the device has done with it; then it is the host's to read and write.
     fn ready<'a>(&self, staged: &'a mut Self::Staged) -> Result<&'a mut [u64]>;
 
-    /// Begins to copy its first `bytes` to `at` in `to`; an error where they do not fit.
-    fn send(&self, staged: &mut Self::Staged, bytes: usize, to: &mut Self::Memory, at: usize) -> Result<()>;
+    fn staged_bytes(&self, staged: &Self::Staged) -> usize;
 
-    /// Begins to copy all of a memory into another one of the same size.
+    /// Staged memory of this thread and this device that was used for copies of models and waits for the next.
+    fn spare(&self) -> Rc<Spare<Self::Staged>>;
+
+    /// Begins to copy `bytes` of it, from `at` on, to the device. Several of one staged memory may be under way.
+    ///
+    /// # Safety
+    /// The staged memory has as many from `at` on, and so has this stream's memory from `to` on, until the stream has passed it.
+    unsafe fn send_to(&self, staged: &mut Self::Staged, at: usize, bytes: usize, to: Ptr) -> Result<()>;
+
+    /// Begins to copy `bytes` of the device into it, to `at`.
+    ///
+    /// # Safety
+    /// As of `send_to`.
+    unsafe fn fetch_from(&self, from: Ptr, bytes: usize, staged: &mut Self::Staged, at: usize) -> Result<()>;
+
+    /// Begins to copy its first `bytes` to `at` in `to`; an error where they do not fit.
+    fn send(&self, staged: &mut Self::Staged, bytes: usize, to: &mut Self::Memory, at: usize) -> Result<()> {
+        let (room, there) = (to.bytes(), self.staged_bytes(staged));
+        if bytes > there || at.checked_add(bytes).is_none_or(|end| end > room) {
+            candle_core::bail!("{bytes} bytes of {there} staged ones to {at} of {room}");
+        }
+        // SAFETY: there are as many here and there, as was looked.
+        unsafe { self.send_to(staged, 0, bytes, to.ptr().at(at)) }
+    }
+
+    /// Begins to copy the first `bytes` of `from` into it; an error where they do not fit.
+    fn fetch(&self, from: &Self::Memory, bytes: usize, staged: &mut Self::Staged) -> Result<()> {
+        let (there, room) = (from.bytes(), self.staged_bytes(staged));
+        if bytes > there || bytes > room {
+            candle_core::bail!("{bytes} bytes of {there} into {room} staged ones");
+        }
+        // SAFETY: as above.
+        unsafe { self.fetch_from(from.ptr(), bytes, staged, 0) }
+    }
+
+    /// Begins to copy all of a memory into another one of the same size; an error where it is not.
     fn copy(&self, from: &Self::Memory, to: &mut Self::Memory) -> Result<()>;
 
     /// Waits for everything.
     fn wait(&self) -> Result<()>;
-
-    /// Begins to copy the first `bytes` of `from` into it.
-    fn fetch(&self, from: &Self::Memory, bytes: usize, staged: &mut Self::Staged) -> Result<()>;
 }
 
-/// Whether so many bytes are staged, and have room from `at` on.
-pub fn check_send(bytes: usize, staged: usize, (at, room): (usize, usize)) -> Result<()> {
-    if bytes > staged || at.checked_add(bytes).is_none_or(|end| end > room) {
-        candle_core::bail!("{bytes} bytes of {staged} staged ones to {at} of {room}");
+/// Whether all of a memory is copied into all of another.
+pub fn check_copy(from: &impl Memory, to: &impl Memory) -> Result<()> {
+    if from.bytes() != to.bytes() {
+        candle_core::bail!("a copy of {} bytes into {}", from.bytes(), to.bytes());
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Error, Result, Tensor};
 
 use super::place::{activations, gpu, launches};
-use super::{Part, Rows, composed, fused, output};
+use super::{LayerTensors, Part, Rows, composed, fused, output};
 use crate::cuda::image::{Activation as Behind, Walk as Windows};
 use crate::linear::{Activation, Finish, Residual, Walk, Weight, many};
 use crate::{Format, Pool};
@@ -115,6 +115,32 @@ impl Conv2d {
             Inner::Cpu { weight, pool: pool.clone() }
         };
         Ok(Conv2d { shape, inner, bias: bias.map(|bias| Tensor::from_vec(bias, shape.out, device)).transpose()? })
+    }
+
+    /// Of what another one's `tensors` gave, or a copy of that.
+    pub fn of_tensors(tensors: LayerTensors, shape: ConvShape) -> Result<Conv2d> {
+        let [weight] = tensors.weights.as_slice() else {
+            candle_core::bail!("{} weights of one convolution", tensors.weights.len());
+        };
+        let ConvShape { in_, out, kernel, .. } = shape;
+        let inner = match *weight.dims() {
+            [rows, width] if (rows, width) == (out, shape.inputs()) => Inner::Windows(weight.clone()),
+            [rows, channels, high, wide] if (rows, channels, high, wide) == (out, in_, kernel, kernel) => {
+                Inner::Composed(weight.clone())
+            }
+            _ => candle_core::bail!("a weight of {:?} for {shape:?}", weight.dims()),
+        };
+        Ok(Conv2d { shape, inner, bias: tensors.checked_bias(out)? })
+    }
+
+    /// What it holds on a GPU; none on the CPU.
+    pub fn tensors(&self) -> Option<LayerTensors> {
+        match &self.inner {
+            Inner::Cpu { .. } => None,
+            Inner::Windows(weight) | Inner::Composed(weight) => {
+                Some(LayerTensors { weights: vec![weight.clone()], bias: self.bias.clone() })
+            }
+        }
     }
 
     /// The same in candle's own form, on any device.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::place::gpu;
-use super::{Linear, Part, Rows, composed, fused, geglu, output};
+use super::{LayerTensors, Linear, Part, Rows, composed, fused, geglu, output};
 use crate::cuda::image::Activation as Behind;
 use crate::gelu::gelu;
 use crate::linear::{Activation, Finish, Residual, Walk, many};
@@ -32,6 +32,18 @@ impl Dense {
         }
         let bias = bias.map(|bias| Tensor::from_vec(bias, out, device)).transpose()?;
         Ok(Dense { linear, bias, pool: pool.clone() })
+    }
+
+    /// Of what another one's `tensors` gave, or a copy of that.
+    pub fn of_tensors(tensors: LayerTensors, pool: &Arc<Pool>) -> Result<Dense> {
+        let linear = Linear::of_tensors(&tensors.weights)?;
+        let bias = tensors.checked_bias(linear.out_features())?;
+        Ok(Dense { linear, bias, pool: pool.clone() })
+    }
+
+    /// What it holds on a GPU; none on the CPU.
+    pub fn tensors(&self) -> Option<LayerTensors> {
+        Some(LayerTensors { weights: self.linear.tensors()?, bias: self.bias.clone() })
     }
 
     /// `[rows, in]` to `[rows, out]`.

@@ -1,6 +1,8 @@
 //! The ops on a GPU with our own kernels: candle's tensors, launches on candle's stream. None comes back where there is no kernel for
 //! a shape or a type, and `composed` stands in. Refuses to know layers.
 
+use std::cell::Cell;
+
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Shape, Storage, Tensor};
 
 use super::place::launches;
@@ -26,7 +28,7 @@ fn real(x: &Tensor) -> Option<Real> {
 }
 
 /// Where a tensor's first value is. It must outlive the launch that reads it; on candle's stream that is said, not done.
-fn address(x: &Tensor) -> Result<Ptr> {
+pub(super) fn address(x: &Tensor) -> Result<Ptr> {
     let (storage, layout) = x.storage_and_layout();
     let start = match &*storage {
         Storage::Cpu(storage) => cpu_address(storage)?,
@@ -45,6 +47,43 @@ fn cpu_address(storage: &CpuStorage) -> Result<Ptr> {
         _ => candle_core::bail!("no kernel takes such values"),
     };
     Ok(Ptr(at))
+}
+
+fn cpu_address_mut(storage: &mut CpuStorage) -> Result<Ptr> {
+    let at = match storage {
+        CpuStorage::F16(values) => values.as_mut_ptr() as u64,
+        CpuStorage::BF16(values) => values.as_mut_ptr() as u64,
+        CpuStorage::F32(values) => values.as_mut_ptr() as u64,
+        _ => candle_core::bail!("no kernel gives such values"),
+    };
+    Ok(Ptr(at))
+}
+
+/// Where a tensor's first value is, for who writes all of them before anybody reads.
+pub(super) fn address_mut(x: &Tensor) -> Result<Ptr> {
+    let here = Here(Cell::new(Ptr::NONE));
+    x.inplace_op1(&here)?;
+    Ok(here.0.get().at(x.layout().start_offset() * x.dtype().size_in_bytes()))
+}
+
+/// Where a storage begins.
+struct Here(Cell<Ptr>);
+
+impl InplaceOp1 for Here {
+    fn name(&self) -> &'static str {
+        "address"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
+        self.0.set(cpu_address_mut(storage)?);
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, _: &Layout) -> Result<()> {
+        self.0.set(cuda::address(storage)?);
+        Ok(())
+    }
 }
 
 /// Rows of `[rows, width]` with gaps between them, if our kernels can read them.
@@ -87,14 +126,9 @@ impl<F: Fn(Ptr) -> Vec<Call>> InplaceOp1 for Launch<F> {
     #[cfg(any(test, feature = "emulator"))]
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let Some(emulator) = crate::cuda::emulator::emulator() else { candle_core::bail!("no emulator") };
-        let at = match storage {
-            CpuStorage::F16(values) => values.as_mut_ptr() as u64,
-            CpuStorage::BF16(values) => values.as_mut_ptr() as u64,
-            CpuStorage::F32(values) => values.as_mut_ptr() as u64,
-            _ => candle_core::bail!("no kernel gives such values"),
-        };
-        for (order, call) in (self.calls)(Ptr(at).at(layout.start_offset() * self.bytes)).iter().enumerate() {
-            emulator.try_run(call, at ^ order as u64).map_err(candle_core::Error::msg)?;
+        let at = cpu_address_mut(storage)?;
+        for (order, call) in (self.calls)(at.at(layout.start_offset() * self.bytes)).iter().enumerate() {
+            emulator.try_run(call, at.0 ^ order as u64).map_err(candle_core::Error::msg)?;
         }
         Ok(())
     }

@@ -87,6 +87,33 @@ impl Linear {
         Ok(Linear { out, in_, inner: Inner::Composed { parts, bytes } })
     }
 
+    /// Parts that lie on a device already, one below the other: `[out, in]` each, plain values.
+    pub(super) fn of_tensors(parts: &[Tensor]) -> Result<Linear> {
+        let Some(first) = parts.first() else { candle_core::bail!("a weight of no parts") };
+        let (in_, mut out, mut bytes) = (first.dim(1)?, 0, 0);
+        let mut composed = Vec::with_capacity(parts.len());
+        for part in parts {
+            let (own, inputs) = part.dims2()?;
+            if inputs != in_ {
+                candle_core::bail!("parts of {in_} and {inputs} features of one weight");
+            }
+            out += own;
+            bytes += (part.elem_count() * part.dtype().size_in_bytes()) as u64;
+            composed.push(Composed { out: own, weight: Held::Plain(part.clone()) });
+        }
+        Ok(Linear { out, in_, inner: Inner::Composed { parts: composed, bytes } })
+    }
+
+    /// What `of_tensors` takes; none on the CPU, and where a part is in blocks.
+    pub(super) fn tensors(&self) -> Option<Vec<Tensor>> {
+        let Inner::Composed { parts, .. } = &self.inner else { return None };
+        let plain = |part: &Composed| match &part.weight {
+            Held::Plain(weight) => Some(weight.clone()),
+            Held::Blocks(_) => None,
+        };
+        parts.iter().map(plain).collect()
+    }
+
     /// `[rows, in]` to `[rows, out]`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.product(x, None)

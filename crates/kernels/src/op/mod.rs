@@ -17,6 +17,7 @@ mod fused_tests;
 mod image;
 #[cfg(test)]
 mod image_tests;
+mod kept;
 mod linear;
 mod memory;
 mod place;
@@ -40,11 +41,12 @@ pub use cache::KvCache;
 pub use conv::{Conv2d, ConvShape, WINDOW_BYTES};
 pub use dense::{Dense, layer_norm};
 pub use image::{concat_channels, group_norm, upsample_nearest_2x};
+pub use kept::{HostTensors, LayerTensors, kept_bytes};
 pub use linear::Linear;
 pub use memory::{Memory, attend};
 #[cfg(any(test, feature = "emulator"))]
 pub use place::{Emulating, emulate};
-pub use place::{activations, attends_in_one_kernel, gpu, prepare};
+pub use place::{activations, attends_in_one_kernel, gpu, launches, prepare};
 pub use scene::Scene;
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over each row of `[rows, features]`.

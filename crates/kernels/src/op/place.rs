@@ -10,8 +10,8 @@ pub fn gpu(device: &Device) -> bool {
     !device.is_cpu() || emulating()
 }
 
-/// Whether our CUDA kernels run on them.
-pub(super) fn launches(device: &Device) -> bool {
+/// Whether our CUDA kernels run on them, and what they hold can be copied to page-locked memory.
+pub fn launches(device: &Device) -> bool {
     emulating() || (cfg!(feature = "cuda") && device.is_cuda())
 }
 

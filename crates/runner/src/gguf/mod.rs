@@ -13,6 +13,7 @@ use std::path::Path;
 
 use prediction::PredictError;
 
+use crate::Origin;
 use crate::map::Mapped;
 use header::{Header, Place};
 pub use kind::GgmlType;
@@ -42,6 +43,10 @@ impl Gguf {
         let Header { metadata, tensors } = header::read(&file)
             .map_err(|why| PredictError::Operator(format!("{}: not a usable GGUF file: {why}", path.display())))?;
         Ok(Self { file, metadata, tensors })
+    }
+
+    pub fn origin(&self) -> Origin {
+        Origin::Files(vec![self.file.identity()])
     }
 
     pub fn get(&self, key: &str) -> Option<&Value> {

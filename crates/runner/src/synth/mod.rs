@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::DType;
 use prediction::PredictError;
 
+use crate::Origin;
 use random::Values;
 pub use write::Written;
 
@@ -92,6 +93,10 @@ impl Synth {
     /// "random weights of the shape llama-3-8b (bf16, seed 0)"
     pub fn title(&self) -> String {
         title(self.shape, self.dtype.as_str(), self.seed)
+    }
+
+    pub fn origin(&self) -> Origin {
+        Origin::Random { shape: self.shape, dtype: self.dtype, seed: self.seed }
     }
 
     pub fn dtype(&self) -> DType {

@@ -119,6 +119,8 @@ fn a_refusal_names_key_value_and_limit() {
             &["memory_bytes: 1000", "1048576 to 17592186044416"],
         ),
         (native("devices: [{ device: cpu, memory_bytes: 4 GB }]"), &["memory_bytes: \"4 GB\"", "a whole number"]),
+        (native("host_cache_gb: -1"), &["native.host_cache_gb: -1", "from 0 on"]),
+        (native("host_cache_gb: all of it"), &["native.host_cache_gb: \"all of it\"", "a number of gigabytes"]),
         (native("devices: [{ device: cpu, gigabytes: 4 }]"), &["devices[0].gigabytes is not a key", "memory_bytes"]),
         (
             format!("{}  devices: [{{ device: cpu }}]\n", model("device: cuda")),
