@@ -171,6 +171,7 @@ mod tests {
         assert_eq!(Mapped::open(&archive).unwrap().source, Source { file: archive, range: 0..10_000 });
     }
 
+    #[test]
     fn a_file_that_was_touched_or_replaced_is_another_one() {
         let folder = tempfile::tempdir().unwrap();
         let (path, other) = (folder.path().join("a"), folder.path().join("b"));
