@@ -1,15 +1,22 @@
 //! From the start of `pinion cog` to READY beside reading the same weights, in turn, in one run, all of it in the page cache;
-//! and how long `/health-check` takes to answer meanwhile. SmolLM2 and a Llama of 2.5 GB of random weights, each by `path:`.
+//! and how long `/health-check` takes to answer meanwhile, in turn with a bare echo of eight bytes that says what the machine itself
+//! takes. SmolLM2 and a Llama of 2.5 GB of random weights, each by `path:`.
+//!
+//! Before each of them as much memory as the weights take is written and given back. A virtual machine whose host takes free memory away
+//! (free page reporting) gets it again at 0.5 to 1 GB/s when it is written first, and whoever came behind a pause would be measured with
+//! that; so would what the processor answers meanwhile, which stands still until the host has found a page.
 
 #[path = "common/read.rs"]
 mod read;
 
-use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use memmap2::{Advice, MmapMut};
 use support::{http, output_of, pinion};
 
 use crate::read::{median, through_a_buffer};
@@ -22,6 +29,7 @@ const HEALTH_REQUESTS: usize = 1000;
 const PAUSE: Duration = Duration::from_millis(1);
 /// A digest is remembered of files that have been as they are for longer than this.
 const SETTLED: Duration = Duration::from_secs(3);
+const ECHO_BYTES: usize = 8;
 const LARGE: &str = "llama-3.2-1b";
 
 fn main() {
@@ -30,42 +38,93 @@ fn main() {
     let large = folder.path().join(LARGE);
     output_of(pinion().args(["weights", "synth", LARGE, "-o"]).arg(&large));
     std::thread::sleep(SETTLED);
-    let mut health = measure(folder.path(), "small", &small, 0);
-    println!("  health while it loads: {}", latencies(&mut health));
-    let mut health = measure(folder.path(), "large", &large, HEALTH_REQUESTS);
-    println!("  health while it loads: {}", latencies(&mut health));
+    let echo = echo().expect("a port");
+    for (name, weights, requests) in [("small", &small, 0), ("large", &large, HEALTH_REQUESTS)] {
+        let mut answers = measure(folder.path(), name, weights, requests, echo);
+        println!("  health while it loads:       {}", latencies(&mut answers.health));
+        println!("  a bare echo, asked in turn:  {}", latencies(&mut answers.echo));
+    }
 }
 
-/// Starts and readings in turn; what health took while the model was loaded, at least so many times.
-fn measure(folder: &Path, name: &str, weights: &Path, requests: usize) -> Vec<Duration> {
+/// How long answers took.
+#[derive(Default)]
+struct Answers {
+    health: Vec<Duration>,
+    echo: Vec<Duration>,
+}
+
+/// Says what it hears, a connection each.
+fn echo() -> std::io::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut bytes = [0; ECHO_BYTES];
+            // Whoever asks sees that nothing came back.
+            let _ = stream.read_exact(&mut bytes).and_then(|()| stream.write_all(&bytes));
+        }
+    });
+    Ok(address)
+}
+
+fn ask(echo: SocketAddr) -> Duration {
+    let asked = Instant::now();
+    let mut stream = TcpStream::connect(echo).expect("it listens");
+    stream.write_all(&[7; ECHO_BYTES]).expect("it reads");
+    let mut answer = [0; ECHO_BYTES];
+    stream.read_exact(&mut answer).expect("it answers");
+    asked.elapsed()
+}
+
+/// Starts and readings in turn; what answers took while the model was loaded, at least so many of health.
+fn measure(folder: &Path, name: &str, weights: &Path, requests: usize, echo: SocketAddr) -> Answers {
     let home = folder.join(name);
     fs::create_dir(&home).expect("a folder");
     fs::write(home.join("cog.yaml"), format!("native: {{ model: llama, path: {} }}\n", weights.display()))
         .expect("written");
     let files = files(weights);
     let bytes: u64 = files.iter().map(|file| fs::metadata(file).expect("it is there").len()).sum();
-    let mut health = Vec::new();
-    let first = start(&home, &mut health);
-    let (mut read, mut taken, mut ready) = (Vec::new(), Vec::new(), Vec::new());
-    while ready.len() < RUNS || health.len() < requests {
+    let mut all = Answers::default();
+    let first = start(&home, &mut all, echo);
+    let (mut read, mut taken, mut huge, mut ready) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut worst = Vec::new();
+    while ready.len() < RUNS || all.health.len() < requests {
         read.push(files.iter().map(|file| through_a_buffer(file)).sum());
+        write_and_give_back(bytes);
         taken.push(timed(|| drop(files.iter().map(|file| fs::read(file).expect("readable")).collect::<Vec<_>>())));
-        ready.push(start(&home, &mut health));
+        write_and_give_back(bytes);
+        huge.push(files.iter().map(|file| into_huge_pages(file)).sum());
+        write_and_give_back(bytes);
+        let mut answers = Answers::default();
+        let took = start(&home, &mut answers, echo);
+        ready.push(took);
+        let slowest = [&answers.health, &answers.echo].map(|of| of.iter().max().copied().unwrap_or_default());
+        worst.push((took, slowest));
+        all.health.append(&mut answers.health);
+        all.echo.append(&mut answers.echo);
     }
+    worst.sort_by(|a, b| a.0.total_cmp(&b.0));
     let runs = ready.len();
-    let (read, taken, ready) = (median(&mut read), median(&mut taken), median(&mut ready));
+    let (read, taken, huge, ready) = (median(&mut read), median(&mut taken), median(&mut huge), median(&mut ready));
     println!("{name}: {bytes} bytes, medians of {runs}");
     println!("  reading through one buffer  {read:.3} s");
-    println!("  reading into memory         {taken:.3} s");
+    println!("  reading into memory         {taken:.3} s, as `fs::read` does");
+    println!("  reading into huge pages     {huge:.3} s");
     println!(
-        "  start to READY              {ready:.3} s: {:.2} and {:.2} times, {:.3} and {:.3} s above",
+        "  start to READY              {ready:.3} s: {:.2}, {:.2} and {:.2} times, {:.3}, {:.3} and {:.3} s above",
         ready / read,
         ready / taken,
+        ready / huge,
         ready - read,
-        ready - taken
+        ready - taken,
+        ready - huge
     );
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let each =
+        worst.iter().map(|(ready, [health, echo])| format!("{ready:.2} s ({:.0} {:.0})", ms(*health), ms(*echo)));
+    println!("  each start (slowest answers, ms: health, echo): {}", each.collect::<Vec<_>>().join(", "));
     println!("  the first start, with the weights' digest still unknown  {first:.3} s");
-    health
+    all
 }
 
 fn files(weights: &Path) -> Vec<PathBuf> {
@@ -75,8 +134,47 @@ fn files(weights: &Path) -> Vec<PathBuf> {
     }
 }
 
+/// Memory in huge pages, zeros that nobody has touched.
+struct Huge(MmapMut);
+
+impl Huge {
+    fn new(bytes: usize) -> Self {
+        let map = MmapMut::map_anon(bytes).expect("so much memory");
+        #[cfg(target_os = "linux")]
+        map.advise(Advice::HugePage).expect("the kernel knows of huge pages");
+        Self(map)
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// Seconds of every byte into memory of its own that costs as little as memory can.
+fn into_huge_pages(path: &Path) -> f64 {
+    let began = Instant::now();
+    let mut file = File::open(path).expect("it is there");
+    let length = file.metadata().expect("it is there").len() as usize;
+    let mut room = Huge::new(length);
+    file.read_exact(room.bytes()).expect("readable");
+    drop(room);
+    began.elapsed().as_secs_f64()
+}
+
+/// So much memory is written and given back, in huge pages and on both threads: the system has it at hand then.
+fn write_and_give_back(bytes: u64) {
+    let mut room = Huge::new(bytes as usize);
+    let half = room.bytes().len() / 2;
+    let (first, second) = room.bytes().split_at_mut(half);
+    std::thread::scope(|scope| {
+        for part in [first, second] {
+            scope.spawn(|| part.fill(1));
+        }
+    });
+}
+
 /// From the start of the process to READY; what each answer took until then.
-fn start(home: &Path, health: &mut Vec<Duration>) -> f64 {
+fn start(home: &Path, answers: &mut Answers, echo: SocketAddr) -> f64 {
     let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
     let began = Instant::now();
     let mut command = pinion();
@@ -92,9 +190,10 @@ fn start(home: &Path, health: &mut Vec<Duration>) -> f64 {
         let (_, answer) = http("GET", &url, "");
         match answer["status"].as_str() {
             Some("READY") => return began.elapsed().as_secs_f64(),
-            Some("STARTING") => health.push(asked.elapsed()),
+            Some("STARTING") => answers.health.push(asked.elapsed()),
             _ => panic!("{answer}"),
         }
+        answers.echo.push(ask(echo));
         std::thread::sleep(PAUSE);
     }
 }

@@ -155,6 +155,13 @@ fn loras_that_lie_are_refused() {
     withstands("lora", 10, targets::lora);
 }
 
+/// Some are merged too.
+#[test]
+fn trainers_archives_that_lie_are_refused() {
+    targets::trained(&[]);
+    withstands("trained", 10, targets::trained);
+}
+
 /// The test of the tests: what it is there to find is found.
 #[test]
 fn a_panic_and_a_claim_that_is_believed_are_found() {

@@ -2,11 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 
 use crate::hub::{COMMIT, Hub};
@@ -199,4 +203,65 @@ fn of_two_processes_that_pull_a_file_one_goes_on_where_the_other_died() {
         !asked.is_empty() && asked.iter().all(|&from| from >= SEGMENT),
         "the half file was gone on with: {asked:?}"
     );
+}
+
+/// A proxy for http addresses that is itself asked over TLS, with the certificate of this folder; the lines that it was asked.
+fn secure_proxy(certificates: &Path) -> (String, Arc<Mutex<Vec<String>>>) {
+    let chain = CertificateDer::pem_file_iter(certificates.join("server.pem")).unwrap().map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_file(certificates.join("server.key")).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let log = asked.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (config, log) = (config.clone(), log.clone());
+            std::thread::spawn(move || pass(StreamOwned::new(ServerConnection::new(config).unwrap(), stream), &log));
+        }
+    });
+    (url, asked)
+}
+
+/// One request to the host that its first line names, and the answer back. A client that goes early is its own business.
+fn pass(stream: StreamOwned<ServerConnection, TcpStream>, log: &Mutex<Vec<String>>) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let head = (&mut reader).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect::<Vec<_>>();
+    let (host, path) = head.first()?.strip_prefix("GET http://")?.split_once('/')?;
+    let mut to = TcpStream::connect(host).unwrap();
+    write!(to, "GET /{path}\r\n{}\r\n\r\n", head[1..].join("\r\n")).unwrap();
+    log.lock().unwrap().push(head[0].clone());
+    let mut stream = reader.into_inner();
+    io::copy(&mut to, &mut stream).ok()?;
+    stream.conn.send_close_notify();
+    stream.flush().ok()
+}
+
+#[test]
+fn an_http_hub_is_reached_through_a_proxy_that_is_asked_over_tls() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hub, config) = tiny_hub(folder.path());
+    output_of(pinion().args(["tls", "init", "--data"]).arg(folder.path()));
+    let tls = folder.path().join("tls");
+    let (proxy, asked) = secure_proxy(&tls);
+    let through = |trusted: &Path, words: &[&str]| {
+        let mut command =
+            with(&folder.path().join("cache"), &hub.url, &[&["weights"], words, &["--config", &config]].concat());
+        command.env("HTTP_PROXY", &proxy).env("SSL_CERT_FILE", trusted).env_remove("NO_PROXY").env_remove("no_proxy");
+        command.output().unwrap()
+    };
+    let nobody = folder.path().join("nobody.pem");
+    fs::write(&nobody, "").unwrap();
+    let said = through(&nobody, &["lock"]);
+    assert!(!said.status.success() && stderr(&said).contains("certificate"), "{}", stderr(&said));
+    assert!(asked.lock().unwrap().is_empty(), "a proxy that nobody vouches for is told nothing");
+    for words in ["lock", "pull"] {
+        let said = through(&tls.join("authority.pem"), &[words]);
+        assert!(said.status.success(), "{}", stderr(&said));
+    }
+    let blobs = asked.lock().unwrap().iter().filter(|line| line.contains("/blobs/")).count();
+    assert_eq!(blobs, hub.asked().len(), "nothing went by another way");
 }

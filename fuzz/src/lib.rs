@@ -9,7 +9,7 @@ use std::sync::{Mutex, OnceLock, mpsc};
 use prediction::{Id, Job, LoadSpec, Loaded, Map, Weights};
 use runner::synth::Synth;
 use runner::weights::{Lock, Options, declared, import};
-use runner::{Ct2, Gguf, SafeTensors};
+use runner::{Ct2, Gguf, SafeTensors, archive};
 
 /// A file of that name with these bytes.
 fn with_file(name: &str, bytes: &[u8], look: impl FnOnce(&Path)) {
@@ -100,14 +100,53 @@ pub fn tokenizer(bytes: &[u8]) {
     let _ = (model.model)().load(&spec, &mut |_| {});
 }
 
-/// A LoRA that a prediction brings to weights that are in order. What its headers tell is refused as the prediction comes;
-/// what is left is added to the weights, elsewhere: nets that are read again take their memory.
+/// A LoRA that a prediction brings to weights that are in order.
 pub fn lora(bytes: &[u8]) {
+    brought("lora.safetensors", bytes);
+}
+
+/// The tar that the hosted trainer gives, brought in the same way; as it is, and with the sums of its headers put right, which
+/// would else refuse nearly every change.
+pub fn trained(bytes: &[u8]) {
+    let whole = summed(bytes);
+    if whole != bytes {
+        tar(bytes);
+    }
+    tar(&whole);
+}
+
+fn tar(bytes: &[u8]) {
+    const NAME: &str = "trained_model.tar";
+    with_file(NAME, bytes, |path| {
+        for member in archive::members(path).unwrap_or_default() {
+            let length = member.range.end - member.range.start;
+            assert_eq!(member.read(path, length).map(|read| read.len() as u64), Ok(length), "{}", member.name);
+        }
+    });
+    brought(NAME, bytes);
+}
+
+/// A tar whose headers have the sums that belong to them.
+fn summed(bytes: &[u8]) -> Vec<u8> {
+    const MARK: std::ops::Range<usize> = 257..262;
+    const SUM: std::ops::Range<usize> = 148..156;
+    let mut bytes = bytes.to_vec();
+    for header in bytes.chunks_exact_mut(512).filter(|block| block[MARK] == *b"ustar") {
+        header[SUM].fill(b' ');
+        let text = format!("{:06o}\0 ", sum(header));
+        header[SUM].copy_from_slice(text.as_bytes());
+    }
+    bytes
+}
+
+/// What its headers tell is refused as the prediction comes; what is left is added to the weights, elsewhere: nets that are read
+/// again take their memory.
+fn brought(name: &str, bytes: &[u8]) {
     thread_local! {
         static PAINTER: RefCell<Box<dyn Loaded>> = RefCell::new(painter());
     }
     static MERGER: OnceLock<Mutex<Merger>> = OnceLock::new();
-    with_file("lora.safetensors", bytes, |path| {
+    with_file(name, bytes, |path| {
         let is_taken = PAINTER.with_borrow_mut(|painter| {
             let taken = painter.admit(painting(path)).is_ok();
             painter.cancel(&Id::from(PAINTING));
@@ -124,9 +163,9 @@ pub fn lora(bytes: &[u8]) {
 
 const PAINTING: &str = "painting";
 
-fn painting(lora: &Path) -> Job {
+fn painting(brought: &Path) -> Job {
     let mut input = Map::new();
-    input.insert("replicate_weights".into(), format!("file://{}", lora.display()).into());
+    input.insert("replicate_weights".into(), format!("file://{}", brought.display()).into());
     for size in ["width", "height"] {
         input.insert(size.into(), 64.into());
     }
@@ -141,7 +180,7 @@ fn painter() -> Box<dyn Loaded> {
     (model.model)().load(&spec, &mut |_| {}).expect("random weights can be loaded")
 }
 
-/// A thread that adds every LoRA it is told of to its nets.
+/// A thread that adds whatever it is told of to its nets.
 struct Merger {
     paths: mpsc::Sender<PathBuf>,
     done: mpsc::Receiver<()>,

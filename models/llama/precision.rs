@@ -29,13 +29,22 @@ impl Rounded {
         ALL.into_iter().find(|(name, _)| Some(*name) == precision).map(|(_, rounded)| rounded)
     }
 
-    /// GGUF's blocks for this tensor, or none where there are none. An embedding that is no head is only looked up: it stays.
-    pub fn format(self, role: Role, tied: bool) -> Result<Option<Format>, PredictError> {
+    /// What this tensor is rounded to, if it is. An embedding that is no head is only looked up: it stays.
+    pub fn at(self, role: Role, tied: bool) -> Option<Rounded> {
         match (self, role) {
-            (_, Role::Embed) if !tied => Ok(None),
-            (Self::Q8_0, _) | (Self::Q4_0, Role::Embed | Role::Head) => Ok(Some(Format::Q8_0)),
-            (Self::Q4_0, _) => Ok(Some(Format::Q4_0)),
-            (Self::Int8 | Self::Fp8, _) => {
+            (_, Role::Embed) if !tied => None,
+            (Self::Q4_0, Role::Embed | Role::Head) => Some(Self::Q8_0),
+            _ => Some(self),
+        }
+    }
+
+    /// The same in GGUF's blocks.
+    pub fn format(self, role: Role, tied: bool) -> Result<Option<Format>, PredictError> {
+        match self.at(role, tied) {
+            None => Ok(None),
+            Some(Self::Q8_0) => Ok(Some(Format::Q8_0)),
+            Some(Self::Q4_0) => Ok(Some(Format::Q4_0)),
+            Some(Self::Int8 | Self::Fp8) => {
                 let name = ALL.iter().find(|(_, rounded)| *rounded == self).map_or("", |(name, _)| name);
                 Err(PredictError::Operator(format!(
                     "precision {name}: a scale per row is read by our CUDA kernels only; q8_0 has eight bits everywhere"

@@ -173,7 +173,10 @@ impl Opened {
             Some(Err(why)) => report(&format!("{why}: candle's own kernels run it, slower")),
             None => (),
         }
-        // Of weights that our kernels took before somebody changed what is asked of them: these are read.
+        // Our kernels took these weights once; what is asked of them has changed since.
+        if kept.is_some() {
+            report("what host memory holds is for our CUDA kernels: the files are read");
+        }
         drop(kept);
         self.read_ahead();
         let &Load { device, precision, blocks, context, .. } = load;

@@ -172,12 +172,14 @@ impl Pipeline {
             // Two of them would not fit.
             self.generator = None;
             self.change = None;
-            self.shelf = match wanted {
+            self.shelf = Shelf::forgetful(&self.setting.device);
+            let shelf = match wanted {
                 None => Shelf::new(&self.setting.device),
                 Some(_) => Shelf::forgetful(&self.setting.device),
             };
-            let generator = self.files.generator(&self.setting, wanted.as_ref(), &self.shelf, &mut |_| {})?;
-            self.generator = Some(generator);
+            // What was read of nets that cannot be read to the end goes at once.
+            let generator = self.files.generator(&self.setting, wanted.as_ref(), &shelf, &mut |_| {})?;
+            (self.generator, self.shelf) = (Some(generator), shelf);
             self.change = wanted.map(|change| change.key);
         }
         self.generator.as_ref().ok_or_else(|| PredictError::Operator("the weights are gone".into()))

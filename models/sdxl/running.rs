@@ -261,7 +261,7 @@ impl Running {
     /// Whether nobody is to be given this: never where the caller has disabled the check, or there is no checker.
     fn flagged(&self, checker: Option<&Checker>, picture: &Picture) -> Result<bool, PredictError> {
         match checker.filter(|_| self.asked.check_safety) {
-            Some(checker) => checker.is_flagged(picture).map_err(device_error),
+            Some(checker) => checker.is_flagged(picture),
             None => Ok(false),
         }
     }

@@ -3,7 +3,6 @@
 //! `StableDiffusionSafetyChecker` behind `CLIPImageProcessor`; the concepts are rows of numbers in the weights. Refuses to
 //! know what becomes of such an image.
 
-use candle_core::Result;
 use prediction::PredictError;
 
 use super::config::VisionConfig;
@@ -42,7 +41,7 @@ pub struct Scores {
 }
 
 impl Checker {
-    pub(super) fn load(config: VisionConfig, reader: &Reader) -> std::result::Result<Self, PredictError> {
+    pub(super) fn load(config: VisionConfig, reader: &Reader) -> Result<Self, PredictError> {
         let features = config.projection;
         let concepts = |name: &str, count: usize| {
             let rows = reader.values(name, &[count, features])?;
@@ -56,18 +55,21 @@ impl Checker {
         })
     }
 
-    pub fn is_flagged(&self, picture: &Picture) -> Result<bool> {
+    pub fn is_flagged(&self, picture: &Picture) -> Result<bool, PredictError> {
         Ok(self.scores(&self.look(picture)?).flagged())
     }
 
     /// What the net sees: a row among CLIP's projected ones.
-    pub fn look(&self, picture: &Picture) -> Result<Vec<f32>> {
+    pub fn look(&self, picture: &Picture) -> Result<Vec<f32>, PredictError> {
         let pixels = vision_image::pixels(picture, self.encoder.config().image_size);
-        let seen = self.encoder.forward(&pixels)?.flatten_all()?.to_vec1::<f32>()?;
+        let look = || self.encoder.forward(&pixels)?.flatten_all()?.to_vec1::<f32>();
+        let seen = look().map_err(|error| runner::device::fault(&error))?;
         // What is no number is nearer to nothing, and would let everything pass.
         match seen.iter().all(|value| value.is_finite()) {
             true => Ok(seen),
-            false => candle_core::bail!("the safety checker sees no numbers"),
+            false => Err(PredictError::Operator(
+                "the safety checker sees no numbers: its weights are broken, or too large for their precision".into(),
+            )),
         }
     }
 

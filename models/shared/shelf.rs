@@ -119,7 +119,9 @@ impl Shelf {
         name: String,
         read: impl FnOnce() -> std::result::Result<Vec<f32>, PredictError>,
     ) -> std::result::Result<Vec<f32>, PredictError> {
-        let values = match self.back.borrow_mut().remove(&name) {
+        // Released before anything is read.
+        let back = self.back.borrow_mut().remove(&name);
+        let values = match back {
             Some(Held::Values(values)) => values,
             _ => read()?,
         };

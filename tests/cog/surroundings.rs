@@ -89,23 +89,6 @@ fn webhooks_name_their_sender_as_the_environment_says() {
     assert_eq!(receiver.next().headers["user-agent"], "ours/1");
 }
 
-/// The file lies where Cog puts it, which not everybody may write; nobody is worse off without it.
-#[test]
-fn inside_kubernetes_the_first_ready_leaves_a_file() {
-    let file = Path::new("/var/run/cog/ready");
-    let may_write = fs::create_dir_all("/var/run/cog").and_then(|()| fs::write(file, "")).is_ok();
-    if may_write {
-        fs::remove_file(file).unwrap();
-    }
-    let container = Container::ours(Start { env: &[("KUBERNETES_SERVICE_HOST", "10.0.0.1")], ..Start::default() });
-    container.wait_for("READY");
-    if may_write {
-        until("the file", || file.exists().then_some(()));
-        fs::remove_file(file).unwrap();
-    }
-    assert_eq!(container.post("/predictions", &[], &text()).1["status"], "succeeded");
-}
-
 #[test]
 fn with_public_only_nothing_of_this_machine_is_read_or_told() {
     let served = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -252,8 +252,13 @@ fn settings(words: &Words, deployment: &Deployment) -> Result<Settings, Failure>
         webhook_token: text("WEBHOOK_AUTH_TOKEN"),
         user_agent: text("COG_USER_AGENT"),
         body_bytes: BODY_BYTES,
-        ready_file: text("KUBERNETES_SERVICE_HOST").map(|_| READY_FILE.into()),
+        ready_file: ready_file(text),
     })
+}
+
+/// Only where Kubernetes says that it is Kubernetes.
+fn ready_file(variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    variable("KUBERNETES_SERVICE_HOST").map(|_| READY_FILE.into())
 }
 
 /// Brings up what is behind the face. A failure is the setup's, and the server stays.
@@ -351,4 +356,16 @@ fn know(deployment: Deployment, say: &dyn Fn(&str)) -> Result<Deployment, Failur
         say(&format!("their digest is known after {:.1} s", began.elapsed().as_secs_f64()));
     }
     Ok(deployment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_that_says_ready_is_left_inside_kubernetes_alone() {
+        let inside = |asked: &str| (asked == "KUBERNETES_SERVICE_HOST").then(|| "10.0.0.1".to_owned());
+        assert_eq!(ready_file(inside).as_deref(), Some("/var/run/cog/ready".as_ref()));
+        assert_eq!(ready_file(|_| None), None);
+    }
 }

@@ -15,8 +15,17 @@ use prediction::PredictError;
 
 pub struct Mapped {
     map: Mmap,
+    /// What it is called.
     path: PathBuf,
+    source: Source,
     identity: FileIdentity,
+}
+
+/// Where bytes lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Source {
+    file: PathBuf,
+    range: Range<u64>,
 }
 
 /// Which file it was and how it stood when it was opened: one that was touched or replaced since has another identity.
@@ -49,7 +58,8 @@ impl Mapped {
         }
         // SAFETY: the mapping is read-only and private to this value; see the module's word on truncation.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| refuse(&e))?;
-        Ok(Self { map, path: path.to_owned(), identity: FileIdentity::of(&about) })
+        let source = Source { file: path.to_owned(), range: 0..about.len() };
+        Ok(Self { map, path: path.to_owned(), source, identity: FileIdentity::of(&about) })
     }
 
     /// These bytes of a file, as if they were a file of this name.
@@ -64,7 +74,8 @@ impl Mapped {
         let length = usize::try_from(range.end - range.start).map_err(|e| refuse(&e))?;
         // SAFETY: as for a whole file.
         let map = unsafe { MmapOptions::new().offset(range.start).len(length).map(&file) }.map_err(|e| refuse(&e))?;
-        Ok(Self { map, path: name.to_owned(), identity: FileIdentity::of(&about) })
+        let source = Source { file: path.to_owned(), range };
+        Ok(Self { map, path: name.to_owned(), source, identity: FileIdentity::of(&about) })
     }
 
     pub fn path(&self) -> &Path {
@@ -110,34 +121,35 @@ pub fn read_ahead(files: &[Mapped]) {
     let bytes: usize = files.iter().map(|file| file.len()).sum();
     if crate::device::memory().is_some_and(|memory| bytes as u64 <= memory.available_bytes / 2) {
         // They go on by themselves.
-        drop(readers(files.iter().map(|file| file.path.clone()).collect()));
+        drop(readers(files.iter().map(|file| file.source.clone()).collect()));
     }
 }
 
-fn readers(paths: Vec<PathBuf>) -> Vec<JoinHandle<()>> {
-    let (threads, paths) = (paths.len().min(FILES_AT_ONCE), Arc::new(Mutex::new(paths.into_iter())));
+fn readers(sources: Vec<Source>) -> Vec<JoinHandle<()>> {
+    let (threads, sources) = (sources.len().min(FILES_AT_ONCE), Arc::new(Mutex::new(sources.into_iter())));
     let reader = |_| {
-        let paths = paths.clone();
-        let next = move || paths.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let sources = sources.clone();
+        let next = move || sources.lock().unwrap_or_else(PoisonError::into_inner).next();
         // A machine that gives fewer threads reads fewer files at once.
         let thread = std::thread::Builder::new().name("read ahead".into());
-        thread.spawn(move || std::iter::from_fn(next).for_each(|path| will_need(&path))).ok()
+        thread.spawn(move || std::iter::from_fn(next).for_each(|source| will_need(&source))).ok()
     };
     (0..threads).filter_map(reader).collect()
 }
 
 /// Whatever is wrong with it, the load says.
 #[cfg(target_os = "linux")]
-fn will_need(path: &Path) {
+fn will_need(Source { file, range }: &Source) {
     use std::os::fd::AsRawFd;
-    if let Ok(file) = File::open(path) {
-        // SAFETY: the descriptor is open; no memory is touched. The length 0 is all of it.
-        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_WILLNEED) };
+    let (from, length) = (range.start.try_into(), (range.end - range.start).try_into());
+    if let (Ok(file), Ok(from), Ok(length)) = (File::open(file), from, length) {
+        // SAFETY: the descriptor is open; no memory is touched.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), from, length, libc::POSIX_FADV_WILLNEED) };
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn will_need(_: &Path) {}
+fn will_need(_: &Source) {}
 
 fn page_bytes() -> usize {
     // SAFETY: a question without arguments that memory depends on.
@@ -148,6 +160,16 @@ fn page_bytes() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_read_ahead_where_it_lies_and_not_under_its_own_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = folder.path().join("trained.tar");
+        std::fs::write(&archive, [7; 10_000]).unwrap();
+        let part = Mapped::part(&archive, 512..9_000, Path::new("lora.safetensors")).unwrap();
+        assert_eq!(part.source, Source { file: archive.clone(), range: 512..9_000 });
+        assert_eq!(Mapped::open(&archive).unwrap().source, Source { file: archive, range: 0..10_000 });
+    }
 
     #[test]
     fn a_file_that_was_touched_or_replaced_is_another_one() {
@@ -170,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn every_file_is_read_ahead_once_and_one_that_is_gone_harms_nobody() {
+    fn more_files_than_readers_are_all_taken_and_one_that_is_gone_harms_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let paths: Vec<PathBuf> = (0..2 * FILES_AT_ONCE + 1).map(|n| folder.path().join(n.to_string())).collect();
         paths.iter().for_each(|path| std::fs::write(path, [7; 10_000]).unwrap());
         let files: Vec<Mapped> = paths.iter().map(|path| Mapped::open(path).unwrap()).collect();
         read_ahead(&files);
         std::fs::remove_file(&paths[3]).unwrap();
-        let readers = readers(paths);
+        let readers = readers(files.iter().map(|file| file.source.clone()).collect());
         assert_eq!(readers.len(), FILES_AT_ONCE);
         readers.into_iter().for_each(|reader| reader.join().unwrap());
         assert!(files.iter().all(|file| file.iter().all(|byte| *byte == 7)));

@@ -192,7 +192,7 @@ impl Config {
         let devices = devices::read(native.list("devices")?)?;
         let host_cache_bytes = native.gigabytes("host_cache_gb")?;
         let retention_seconds = native.number("retention_seconds", range::RETENTION_SECONDS)?;
-        let Entries { list, is_native, note } = Entries::read(&mut native, &container, known)?;
+        let Entries { list, is_native, note } = entries::read(&mut native, &container, known)?;
         let models = list.into_iter().enumerate();
         let models = models.map(|(i, value)| served(i, value, &account.username));
         let mut models: Vec<Served> = models.collect::<Result<_, _>>()?;

@@ -16,7 +16,7 @@ const HOLD_PAUSE: Duration = Duration::from_millis(1);
 
 /// What it reads from the input; everything is optional.
 ///
-/// - `text`: what to say, in `pieces` (1) items, one per step
+/// - `text`: what to say, in `pieces` (1) items, one per step; `after: "path"`: once that file is there
 /// - `file`: a `file://` URI; what it says in place of `text` is the size and the SHA-256 of what is there
 /// - `gives`: `one`, `list`, `each` or `object`: gives `text` as files of the type `mime`, in place of pieces
 /// - `log`: a line for the logs, said first; `follows: "path"`: what that file has of whole lines and gets, too
@@ -70,6 +70,7 @@ struct Guest {
     said: u64,
     hold: bool,
     until: Option<String>,
+    after: Option<String>,
     follows: Option<Followed>,
     end: End,
 }
@@ -127,6 +128,7 @@ impl Loaded for Room {
             said: 0,
             hold: until.is_some() || job.input.get("hold").and_then(Value::as_bool).unwrap_or(false),
             until,
+            after: text(&job.input, "after"),
             follows: text(&job.input, "follows").map(Followed::new),
             end,
         });
@@ -134,7 +136,7 @@ impl Loaded for Room {
     }
 
     fn step(&mut self, emit: &mut dyn FnMut(&Id, Event)) -> Result<(), PredictError> {
-        if self.inside.iter().all(|guest| guest.hold && guest.pieces.is_empty()) {
+        if self.inside.iter().all(Guest::waits) {
             std::thread::sleep(HOLD_PAUSE);
         }
         let mut broken = None;
@@ -151,13 +153,18 @@ impl Loaded for Room {
                 emit(&guest.id, Event::Log(format!("{line}\n")));
             }
             // Before the lines are read: what was written before it is there is said.
-            if guest.until.as_ref().is_some_and(|path| Path::new(path).exists()) {
+            if is_there(&guest.until) {
                 (guest.hold, guest.until) = (false, None);
+            }
+            if is_there(&guest.after) {
+                guest.after = None;
             }
             if let Some(lines) = guest.follows.as_mut().and_then(Followed::news) {
                 emit(&guest.id, Event::Log(lines));
             }
-            if let Some(piece) = guest.pieces.pop() {
+            if guest.after.is_none()
+                && let Some(piece) = guest.pieces.pop()
+            {
                 guest.said += 1;
                 emit(&guest.id, Event::Output(Output::text(piece)));
             }
@@ -190,7 +197,16 @@ impl Loaded for Room {
     }
 }
 
+fn is_there(path: &Option<String>) -> bool {
+    path.as_ref().is_some_and(|path| Path::new(path).exists())
+}
+
 impl Guest {
+    /// For a file, or to be cancelled.
+    fn waits(&self) -> bool {
+        self.after.is_some() || self.hold && self.pieces.is_empty()
+    }
+
     fn leave(&self, emit: &mut dyn FnMut(&Id, Event)) {
         for (name, value) in [("input_token_count", self.words), ("output_token_count", self.said)] {
             emit(&self.id, Event::Metric { name: name.to_owned(), value: value.into() });

@@ -38,7 +38,7 @@ impl Copies {
     }
 
     /// Copies an idle model that is to be closed, if the budget has room once others have left. One that would never fit costs
-    /// nobody else his place.
+    /// nobody else his place. Once the host had no memory for a copy no more are made: others would leave for nothing each time.
     pub fn keep(&mut self, seat: &Seat) -> Result<(), PredictError> {
         let bytes = seat.kept_bytes()?;
         if bytes == 0 || bytes > self.budget_bytes {
@@ -49,9 +49,12 @@ impl Copies {
         while self.bytes() + bytes > self.budget_bytes {
             self.all.remove(0);
         }
-        if let Some(kept) = seat.keep()? {
-            self.all.push((seat.key().clone(), kept));
-        }
+        let kept = seat.keep().inspect_err(|error| {
+            if matches!(error, PredictError::OutOfMemory(_)) {
+                self.budget_bytes = 0;
+            }
+        })?;
+        self.all.extend(kept.map(|kept| (seat.key().clone(), kept)));
         Ok(())
     }
 

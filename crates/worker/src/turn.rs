@@ -133,6 +133,9 @@ impl<S: FnMut(FromWorker) -> bool> Worker<S> {
         let target = spec.target.clone();
         if self.seats.contains_key(&target) {
             self.unload(target.clone(), None);
+            if self.gone {
+                return;
+            }
         }
         let began = Instant::now();
         let tried = self.try_load(spec, room_bytes);

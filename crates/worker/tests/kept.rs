@@ -1,4 +1,4 @@
-//! What unloaded models leave in the host's memory: within the budget, the oldest first to go, and never at anybody's cost.
+//! What unloaded models leave in the host's memory: within the budget, the oldest first to go, and at the cost of older copies alone.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -247,13 +247,29 @@ fn the_copy_that_is_oldest_leaves_first_and_the_budget_is_never_passed() {
 fn a_copy_that_cannot_be_made_loses_nothing() {
     let bench = Bench::new(BUDGET);
     bench.comes_and_goes("a-40", None);
-    for how in ["fails", "panics", "nothing"] {
+    for how in ["panics", "nothing", "fails"] {
         bench.comes_and_goes("b-10", Some(how));
         bench.comes_and_goes("b-10", Some(how));
         assert_eq!(bench.done().iter().filter(|line| *line == "reads b-10").count(), 2, "{how}");
     }
     bench.loads("a-40", None);
     assert_eq!(bench.done(), ["takes back a-40", "drops a-40"]);
+}
+
+#[test]
+fn once_the_host_had_no_memory_nobody_leaves_for_another_try() {
+    let bench = Bench::new(BUDGET);
+    for weights in ["a-40", "b-40"] {
+        bench.comes_and_goes(weights, None);
+    }
+    bench.done();
+    bench.comes_and_goes("c-50", Some("fails"));
+    assert_eq!(bench.done(), ["reads c-50", "drops a-40", "keeps c-50"]);
+    bench.comes_and_goes("c-50", Some("fails"));
+    bench.comes_and_goes("d-10", None);
+    assert_eq!(bench.done(), ["reads c-50", "reads d-10"], "no copy is tried");
+    bench.loads("b-40", None);
+    assert_eq!(bench.done(), ["takes back b-40", "drops b-40"]);
 }
 
 #[test]

@@ -86,13 +86,12 @@ impl Fit {
             Format::Q4_1 | Format::Q4_K => return Packing::Q4_1,
             _ => return Packing::Q8_0,
         };
-        match (self.rounded, role) {
-            (_, Role::Embed) if !tied => own,
-            (Some(Rounded::Int8), _) => Packing::Int8,
-            (Some(Rounded::Fp8), _) => Packing::Fp8,
-            (Some(Rounded::Q8_0), _) | (Some(Rounded::Q4_0), Role::Embed | Role::Head) => Packing::Q8_0,
-            (Some(Rounded::Q4_0), _) => Packing::Q4_0,
-            (None, _) => own,
+        match self.rounded.and_then(|rounded| rounded.at(role, tied)) {
+            None => own,
+            Some(Rounded::Int8) => Packing::Int8,
+            Some(Rounded::Fp8) => Packing::Fp8,
+            Some(Rounded::Q8_0) => Packing::Q8_0,
+            Some(Rounded::Q4_0) => Packing::Q4_0,
         }
     }
 

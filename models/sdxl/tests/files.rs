@@ -17,12 +17,7 @@ use super::super::unet::Unet;
 use super::super::weights::{Adapter, Component, Opened};
 use super::golden;
 use super::nets::{error, load, opened};
-
-fn written(to: &Path) -> Opened {
-    let shape = SHAPES.iter().find(|shape| shape.name == "sdxl-tiny").unwrap();
-    Synth::new(shape, "f32", 0).unwrap().write(to, &mut |_, _| ()).unwrap();
-    Opened::open(to).unwrap()
-}
+use super::predictions::write;
 
 /// Something of the UNet that hangs on all its weights.
 fn said(unet: &Unet) -> Tensor {
@@ -45,7 +40,8 @@ fn why<T>(result: Result<T, PredictError>) -> String {
 #[test]
 fn a_folder_says_what_weights_made_in_place_say() {
     let folder = tempfile::tempdir().unwrap();
-    let opened_folder = written(folder.path());
+    write("sdxl-tiny", folder.path(), 0);
+    let opened_folder = Opened::open(folder.path()).unwrap();
     let (folder_unet, synth_unet) = (opened_folder.unet(load()).unwrap(), opened("sdxl-tiny").unet(load()).unwrap());
     assert_eq!(error(&said(&folder_unet), &said(&synth_unet)), 0.0);
     let index = opened_folder.file("model_index.json").unwrap().unwrap();
@@ -63,7 +59,7 @@ fn a_folder_says_what_weights_made_in_place_say() {
 #[test]
 fn half_precision_files_and_older_names_are_found() {
     let folder = tempfile::tempdir().unwrap();
-    written(folder.path());
+    write("sdxl-tiny", folder.path(), 0);
     let move_to = |component: &str, from: &str, to: &str| {
         let folder = folder.path().join(component);
         fs::rename(folder.join(from), folder.join(to)).unwrap();
@@ -220,7 +216,7 @@ fn an_adapter_changes_the_weights_that_it_touches() {
 #[test]
 fn what_is_missing_or_of_another_shape_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    written(folder.path());
+    write("sdxl-tiny", folder.path(), 0);
     let path = folder.path().join("unet/diffusion_pytorch_model.safetensors");
     rewrite(&path, |name| name.replace("mid_block.resnets.1.conv2.bias", "elsewhere"));
     let missing = why(Opened::open(folder.path()).unwrap().unet(load()));

@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use candle_core::{DType, Device, Tensor};
 use prediction::PredictError;
 use runner::SafeTensors;
-use runner::synth::Synth;
 
 use super::super::generate::{Generator, Nets, Plan, Refine, Texts, learned::Learned};
 use super::super::golden::{Golden, errors};
@@ -15,6 +14,7 @@ use super::super::noise::{Noise, Seeded, Use};
 use super::super::weights::Opened;
 use super::golden;
 use super::nets::load;
+use super::predictions::write;
 
 /// What was seen is under 3e-5; the limit is 1e-3.
 const TOLERANCE: f32 = 2e-4;
@@ -24,7 +24,11 @@ fn folders() -> &'static (tempfile::TempDir, PathBuf, PathBuf) {
     static FOLDERS: OnceLock<(tempfile::TempDir, PathBuf, PathBuf)> = OnceLock::new();
     FOLDERS.get_or_init(|| {
         let here = tempfile::tempdir().unwrap();
-        let [base, refiner] = ["sdxl-tiny", "sdxl-tiny-refiner"].map(|shape| written(shape, &here.path().join(shape)));
+        let [base, refiner] = ["sdxl-tiny", "sdxl-tiny-refiner"].map(|shape| {
+            let folder = here.path().join(shape);
+            write(shape, &folder, 0);
+            folder
+        });
         (here, base, refiner)
     })
 }
@@ -35,15 +39,10 @@ fn inpaint() -> &'static Path {
     FOLDER
         .get_or_init(|| {
             let here = tempfile::tempdir().unwrap();
-            written("sdxl-tiny-inpaint", here.path());
+            write("sdxl-tiny-inpaint", here.path(), 0);
             here
         })
         .path()
-}
-
-fn written(shape: &str, folder: &Path) -> PathBuf {
-    Synth::new(crate::shape(shape).unwrap(), "f32", 0).unwrap().write(folder, &mut |_, _| ()).unwrap();
-    folder.to_owned()
 }
 
 #[track_caller]

@@ -36,11 +36,13 @@ fn id() -> Id {
     Id::from("one")
 }
 
-/// Small and short, unless `more` says otherwise.
+/// Small and short, unless `more` says otherwise; a null of it leaves a field out.
 pub(super) fn admit(model: &mut dyn Loaded, more: Value) -> Result<(), PredictError> {
     let mut input = json!({"prompt": "a clock", "width": 64, "height": 64, "num_inference_steps": 2});
-    input.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    model.admit(Job { id: id(), input: input.as_object().unwrap().clone(), seed: 77 })
+    let input = input.as_object_mut().unwrap();
+    input.extend(more.as_object().unwrap().clone());
+    input.retain(|_, value| !value.is_null());
+    model.admit(Job { id: id(), input: input.clone(), seed: 77 })
 }
 
 #[derive(Default)]
@@ -247,6 +249,11 @@ fn what_cannot_be_done_is_refused_before_the_network_is_called() {
             "prompt_strength is 0.1: of 2 steps it leaves none",
         ),
         (json!({"image": "file:///nowhere.png"}), "image: No such file"),
+        // Painted as large as it is, unless somebody asks for a size.
+        (
+            json!({"image": example("plain.png"), "width": null}),
+            "image has a width of 48 pixels; 64 to 2048 can be painted",
+        ),
     ] {
         let why = refusal(&mut *model, given.clone());
         assert!(why.contains(expected), "{given}: {why}");

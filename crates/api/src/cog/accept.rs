@@ -105,7 +105,7 @@ async fn accept(face: &Arc<Face>, kind: Kind, path_id: Option<String>, sent: Sen
     match (mode, viewer) {
         (Mode::Stream, Some(viewer)) => Ok(stream::answer(face, &run, viewer, stream::From::Start)),
         (Mode::Sync, viewer) => {
-            // It ends, or its sender is gone with it: then the last state is what there is.
+            // The sender is there as long as `run` is: this waits for the end.
             let _ = told.wait_for(run::Told::is_over).await;
             drop(viewer);
             let ended = body::whole(&run.id, &told.borrow().prediction);

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dispatch::{Dispatch, SubmitError};
 use prediction::{Event, Id, Map, Numbered, Outcome, Output, Prediction, Request, Timestamp};
+use serde_json::Value;
 use tokio::sync::{Notify, oneshot, watch};
 
 use super::refuse::Refusal;
@@ -180,9 +181,18 @@ async fn follow(
 async fn uploaded(face: &Face, engine: &Engine, run: &Run, event: &mut Event) -> Result<(), String> {
     let (Some(base), Event::Output(output)) = (&face.settings.upload_url, event) else { return Ok(()) };
     let places = face.settings.schema.file_places(output);
+    let within = match output {
+        Output::Whole(_) => String::new(),
+        Output::Item(_) => format!("/{}", items(run.told.borrow().prediction.output.as_ref())),
+    };
     let (Output::Item(value) | Output::Whole(value)) = output;
-    let shelf = Shelf { egress: &engine.egress, base, id: &run.id, naming: face.settings.file_name };
+    let shelf = Shelf { egress: &engine.egress, base, id: &run.id, naming: face.settings.file_name, within: &within };
     shelf.put(&places, value).await
+}
+
+/// How many there are of an output that grows.
+fn items(output: Option<&Value>) -> usize {
+    output.and_then(Value::as_array).map_or(0, Vec::len)
 }
 
 /// The store could not be read: nobody knows how it goes on.

@@ -96,7 +96,7 @@ impl Reader {
             }
             match timeout_at(silent_until, self.told.changed()).await {
                 Ok(Ok(())) => {}
-                // The run is gone without a last word: there is none to come.
+                // Our viewer holds the run, and the run the sender: it cannot be gone.
                 Ok(Err(_)) => self.done = true,
                 Err(_) => return Some(KEEP_ALIVE_COMMENT.to_owned()),
             }

@@ -18,6 +18,8 @@ pub struct Shelf<'a> {
     /// The prediction's, as its caller knows it.
     pub id: &'a str,
     pub naming: Naming,
+    /// Where the piece stands in the whole output: no two files without a name have the same place there.
+    pub within: &'a str,
 }
 
 impl Shelf<'_> {
@@ -37,7 +39,7 @@ impl Shelf<'_> {
         // Megabytes of base64 are work for a thread that may block.
         let decoded = tokio::task::spawn_blocking(move || egress::data(&uri, u64::MAX)).await;
         let data = decoded.map_err(|error| error.to_string())?.map_err(|error| format!("the output {error}"))?;
-        let name = (self.naming)(place, data.name.as_deref(), &data.content_type);
+        let name = (self.naming)(&format!("{}{place}", self.within), data.name.as_deref(), &data.content_type);
         let url = format!("{}/{name}", self.base.trim_end_matches('/'));
         let headers = [("content-type", data.content_type), ("x-prediction-id", self.id.to_owned())];
         let call = Call { url: &url, headers: &headers, body: data.bytes, within: UPLOAD };

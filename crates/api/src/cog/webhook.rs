@@ -21,7 +21,8 @@ const RETRIES: u32 = 12;
 const BACK_OFF: Duration = Duration::from_millis(100);
 /// Doublings of the pause.
 const DOUBLINGS: u32 = 10;
-/// States that may wait for a slow receiver; of more only the newest is sent, which holds them all.
+/// Outputs that may wait for a slow receiver. Of more, those that came first are not told by themselves: the next that is told
+/// holds them too.
 const BEHIND: usize = 64;
 
 /// Carried from the request to every webhook.
@@ -66,12 +67,14 @@ async fn follow(face: &Face, run: &Run, hook: &Hook) {
     loop {
         let events = told.borrow_and_update().events[seen..].to_vec();
         seen += events.len();
-        for (index, event) in events.iter().enumerate() {
+        let outputs = events.iter().filter(|event| matches!(event.event, Event::Output(_))).count();
+        let mut passed_over = outputs.saturating_sub(BEHIND);
+        for event in &events {
             let _ = state.apply(event);
-            let slow = events.len() - index > BEHIND;
             match event.event {
                 Event::Started if hook.wants(WebhookEvent::Start) => post_once(face, run, hook, &state).await,
-                Event::Output(_) if hook.wants(WebhookEvent::Output) && !slow => {
+                Event::Output(_) if passed_over > 0 => passed_over -= 1,
+                Event::Output(_) if hook.wants(WebhookEvent::Output) => {
                     news = false;
                     post_once(face, run, hook, &state).await;
                 }

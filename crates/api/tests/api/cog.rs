@@ -1,7 +1,11 @@
 //! The Cog face over the real dispatch and the echo model, where a model gives files: as data URIs, uploaded, and with an
 //! upload target that is down; and what only shows inside one process.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use ::files::{Fetching, Limits};
 use api::cog::{Cog, Engine, Settings};
@@ -10,7 +14,7 @@ use axum::{
     body::{Body, Bytes},
     http::Request,
     response::Response,
-    routing::put,
+    routing::{post, put},
 };
 use dispatch::{Dispatch, Lost};
 use egress::{Egress, Rules};
@@ -19,7 +23,7 @@ use prediction::{LoadSpec, Weights};
 use schema::{ModelSchema, Output};
 use serde_json::{Value, json};
 use store::{MemoryStore, Store, feed::Feed};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tower::ServiceExt;
 
 use crate::harness::{EchoThread, FileInput};
@@ -29,6 +33,16 @@ schema::input! {
     struct HeldInput {
         text: String { description: "What to say." }
         hold: Option<bool> { description: "Wait to be cancelled." }
+    }
+}
+
+schema::input! {
+    /// What it reads when its logs grow.
+    struct LoggedInput {
+        text: String { description: "What to say." }
+        after: Option<String> { description: "Say it when this is there." }
+        follows: Option<String> { description: "What is logged." }
+        until: Option<String> { description: "End when this is there." }
     }
 }
 
@@ -45,21 +59,11 @@ impl Container {
     }
 
     async fn serving(schema: ModelSchema, upload_url: Option<String>) -> Self {
-        let cog = Cog::new(Settings {
-            target: "echo".into(),
-            schema: schema.clone(),
-            slots: 1,
-            queue: false,
-            keep: None,
-            upload_url,
-            file_name: ::files::output_name,
-            stream_history: 1024,
-            throttle: Duration::from_millis(500),
-            webhook_token: None,
-            user_agent: None,
-            body_bytes: 1 << 20,
-            ready_file: None,
-        });
+        Self::with(Settings { upload_url, ..settings(schema) }).await
+    }
+
+    async fn with(settings: Settings) -> Self {
+        let (schema, cog) = (settings.schema.clone(), Cog::new(settings));
         let store = Arc::new(MemoryStore::new());
         let feed = Feed::new(store.clone());
         let folder = tempfile::tempdir().unwrap();
@@ -96,9 +100,33 @@ impl Container {
         self.cog.router().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
     }
 
+    async fn health(&self) -> Value {
+        let answer =
+            self.cog.router().oneshot(Request::get("/health-check").body(Body::empty()).unwrap()).await.unwrap();
+        serde_json::from_slice(&answer.into_body().collect().await.unwrap().to_bytes()).unwrap()
+    }
+
     async fn post(&self, accept: &str, body: Value) -> Response {
         let request = Request::post("/predictions").header("content-type", "application/json").header("accept", accept);
         self.cog.router().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap()
+    }
+}
+
+fn settings(schema: ModelSchema) -> Settings {
+    Settings {
+        target: "echo".into(),
+        schema,
+        slots: 1,
+        queue: false,
+        keep: None,
+        upload_url: None,
+        file_name: ::files::output_name,
+        stream_history: 1024,
+        throttle: Duration::from_millis(500),
+        webhook_token: None,
+        user_agent: None,
+        body_bytes: 1 << 20,
+        ready_file: None,
     }
 }
 
@@ -139,9 +167,9 @@ async fn files_are_data_uris_unless_there_is_somewhere_to_put_them() {
         (&json!("succeeded"), &json!([there, there])),
         "without its signature"
     );
-    for _ in 0..2 {
+    for name in ["/kept/out-0.txt", "/kept/out-1.txt"] {
         let (path, about, body) = puts.recv().await.unwrap();
-        assert_eq!((path.as_str(), about.as_str()), ("/kept/output.txt", "mine text/plain"));
+        assert_eq!((path.as_str(), about.as_str()), (name, "mine text/plain"));
         assert_eq!(body, "words");
     }
 }
@@ -167,16 +195,22 @@ async fn nothing_is_left_of_a_prediction_that_has_ended() {
     assert!(container.store.list(&all).await.unwrap().predictions.is_empty());
 }
 
+/// Everything that a stream says up to these words.
+async fn read_to(body: &mut Body, words: &str) -> String {
+    let mut seen = String::new();
+    while !seen.contains(words) {
+        seen += std::str::from_utf8(body.frame().await.unwrap().unwrap().data_ref().unwrap()).unwrap();
+    }
+    seen
+}
+
 #[tokio::test]
 async fn silence_on_a_stream_is_broken_by_a_comment() {
     let container =
         Container::serving(ModelSchema { input: HeldInput::fields(), output: Output::TextIterator }, None).await;
     let answer = container.stream(json!({ "input": { "text": "x", "hold": true } })).await;
     let mut body = answer.into_body();
-    let mut seen = String::new();
-    while !seen.contains("event: output") {
-        seen += std::str::from_utf8(body.frame().await.unwrap().unwrap().data_ref().unwrap()).unwrap();
-    }
+    read_to(&mut body, "event: output").await;
     tokio::time::pause();
     let began = tokio::time::Instant::now();
     assert_eq!(body.frame().await.unwrap().unwrap().data_ref().unwrap(), ":\n\n");
@@ -204,4 +238,79 @@ async fn a_stream_has_1024_readers_at_most() {
     assert_eq!(body, json!({ "error": "Too many stream subscribers" }));
     readers.pop();
     assert_eq!(container.attach("s").await.status(), 200, "one has left");
+}
+
+/// Takes webhooks one by one: the first is answered when it is told to.
+async fn slow_receiver() -> (String, Arc<Notify>, mpsc::UnboundedReceiver<Value>) {
+    let (send, posted) = mpsc::unbounded_channel();
+    let go_on = Arc::new(Notify::new());
+    let first = Arc::new(Mutex::new(Some(go_on.clone())));
+    let take = move |body: Bytes| {
+        send.send(serde_json::from_slice(&body).unwrap()).unwrap();
+        let first = first.lock().unwrap().take();
+        async move {
+            if let Some(first) = first {
+                first.notified().await;
+            }
+        }
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", post(take))).await });
+    (url, go_on, posted)
+}
+
+#[tokio::test]
+async fn an_output_is_told_however_many_logs_wait_behind_it() {
+    let schema = ModelSchema { input: LoggedInput::fields(), output: Output::TextIterator };
+    let container = Container::serving(schema, None).await;
+    let (url, go_on, mut posted) = slow_receiver().await;
+    let folder = tempfile::tempdir().unwrap();
+    let [after, lines, until] = ["after", "lines", "until"].map(|name| folder.path().join(name));
+    let input = json!({ "text": "a", "after": after, "follows": lines, "until": until });
+    let events = ["start", "output", "completed"];
+    let asked = json!({ "input": input, "webhook": url, "webhook_events_filter": events });
+    let mut body = container.stream(asked).await.into_body();
+    let mut told = vec![posted.recv().await.unwrap()];
+    // While the receiver thinks about the start comes the output, and what it did not ask for.
+    fs::write(after, "").unwrap();
+    read_to(&mut body, "event: output").await;
+    for number in 0..70 {
+        let text: String = (0..=number).map(|number| format!("line {number}\n")).collect();
+        fs::write(folder.path().join("new"), text).unwrap();
+        fs::rename(folder.path().join("new"), &lines).unwrap();
+        read_to(&mut body, &format!("line {number}\\n")).await;
+    }
+    fs::write(until, "").unwrap();
+    read_to(&mut body, "event: completed").await;
+    go_on.notify_one();
+    while told.last().is_some_and(|state| state["status"] == "processing") {
+        told.push(posted.recv().await.unwrap());
+    }
+    let told: Vec<_> = told.iter().map(|state| (state["status"].as_str().unwrap(), &state["output"])).collect();
+    assert_eq!(told, [("processing", &Value::Null), ("processing", &json!(["a"])), ("succeeded", &json!(["a"]))]);
+}
+
+#[test]
+fn the_first_ready_that_is_asked_for_leaves_a_file() {
+    // One thread for work that blocks, so that what comes after it has waited for it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run/cog/ready");
+        let schema = ModelSchema { input: HeldInput::fields(), output: Output::TextIterator };
+        let container = Container::with(Settings { ready_file: Some(file.clone()), ..settings(schema) }).await;
+        assert!(!file.exists(), "nobody has asked");
+        let mut held = container.stream(json!({ "input": { "text": "x", "hold": true } })).await.into_body();
+        read_to(&mut held, "event: start").await;
+        assert_eq!(container.health().await["status"], "BUSY");
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+        assert!(!file.exists(), "it was not ready");
+        drop(held);
+        while container.health().await["status"] != "READY" {
+            tokio::task::yield_now().await;
+        }
+        tokio::task::spawn_blocking(|| ()).await.unwrap();
+        assert!(file.exists());
+    });
 }

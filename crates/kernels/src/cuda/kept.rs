@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Result;
 
@@ -16,6 +17,14 @@ use crate::pool;
 
 /// Large enough that the last one, half empty, wastes little of a model; small enough for the system to find.
 pub const CHUNK_BYTES: usize = 64 << 20;
+
+/// Chunks that copies have taken, for [`progress`].
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+
+/// A number that changes with every chunk that a copy takes: page-locking gigabytes is work that no pool sees.
+pub fn progress() -> u64 {
+    TAKEN.load(Ordering::Relaxed)
+}
 
 /// Chunks that nobody uses now.
 pub struct Spare<T> {
@@ -36,6 +45,7 @@ impl<T> Spare<T> {
     }
 
     fn take(&self, stream: &impl Stream<Staged = T>) -> Result<T> {
+        TAKEN.fetch_add(1, Ordering::Relaxed);
         // Released before anything is made.
         let free = self.free.borrow_mut().pop();
         if let Some(chunk) = free {
@@ -46,6 +56,12 @@ impl<T> Spare<T> {
         let chunk = stream.staged(self.chunk_bytes)?;
         self.made.set(self.made.get() + 1);
         Ok(chunk)
+    }
+
+    /// Gives the system back what nobody uses.
+    fn shrink(&self) {
+        let free = self.free.take();
+        self.made.set(self.made.get() - free.len());
     }
 }
 
@@ -79,7 +95,15 @@ impl<S: Stream> HostCopy<S> {
         let count = sizes.iter().sum::<usize>().div_ceil(spare.chunk_bytes);
         let mut copy = Self { chunks: Vec::with_capacity(count), sizes, spare: spare.clone() };
         for _ in 0..count {
-            copy.chunks.push(spare.take(stream)?);
+            match spare.take(stream) {
+                Ok(chunk) => copy.chunks.push(chunk),
+                Err(error) => {
+                    // The host has no more: what it gave for nothing it gets back.
+                    drop(copy);
+                    spare.shrink();
+                    return Err(error);
+                }
+            }
         }
         // SAFETY: the caller's promise.
         copy.pass(stream, spans, |chunk, at, span| unsafe { stream.fetch_from(span.at, span.bytes, chunk, at) })?;
@@ -209,6 +233,17 @@ mod tests {
         drop((kept, other));
         drop(copy(&stream, &spare, &filled(&stream, &[6 * CHUNK])));
         assert_eq!(spare.page_locked_bytes(), 6 * CHUNK);
+    }
+
+    #[test]
+    fn every_chunk_that_is_taken_is_progress() {
+        let Some(stream) = emulator().map(Emulated::new) else { return };
+        let spare = Rc::new(Spare::new(CHUNK));
+        for _ in 0..2 {
+            let before = progress();
+            drop(copy(&stream, &spare, &filled(&stream, &[2 * CHUNK])));
+            assert!(progress() >= before + 2, "new ones and those that were there");
+        }
     }
 
     #[test]

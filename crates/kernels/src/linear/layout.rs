@@ -8,6 +8,7 @@
 
 use half::f16;
 
+use super::turn::turn;
 use crate::format::Format;
 
 /// The f32 lanes of 512 bits: what a tile computes at once.
@@ -107,33 +108,28 @@ impl Blocks for Q4Min {
     const NIBBLES: bool = true;
 }
 
-/// Packs one output feature's row into lane `lane` of a panel that is all zeros. `row` is in `kind.source()`.
-pub fn pack(kind: Kind, lane: usize, row: &[u8], panel: &mut [u8]) {
+/// Packs the rows of neighbouring output features, in `kind.source()`, into the first lanes of a panel that is all zeros.
+pub fn pack(kind: Kind, rows: &[&[u8]], panel: &mut [u8]) {
     match kind {
-        Kind::F32 => interleave::<4>(lane, row, panel),
-        Kind::F16 | Kind::BF16 => interleave::<2>(lane, row, panel),
-        Kind::Q8 => pack_blocks::<Q8, 2>(lane, row, panel),
-        Kind::Q4 => pack_blocks::<Q4, 2>(lane, row, panel),
-        Kind::Q4Min => pack_blocks::<Q4Min, 4>(lane, row, panel),
+        Kind::F32 => turn::<4>(rows, panel, 4 * kind.width()),
+        Kind::F16 | Kind::BF16 => turn::<2>(rows, panel, 2 * kind.width()),
+        Kind::Q8 => pack_blocks::<Q8, 2>(rows, panel),
+        Kind::Q4 => pack_blocks::<Q4, 2>(rows, panel),
+        Kind::Q4Min => pack_blocks::<Q4Min, 4>(rows, panel),
     }
 }
 
-fn interleave<const SIZE: usize>(lane: usize, row: &[u8], panel: &mut [u8]) {
-    for (value, to) in row.chunks_exact(SIZE).zip(panel.chunks_exact_mut(SIZE * Kind::F32.width())) {
-        to[lane * SIZE..][..SIZE].copy_from_slice(value);
-    }
-}
-
-fn pack_blocks<B: Blocks, const HEAD: usize>(lane: usize, row: &[u8], panel: &mut [u8]) {
-    let from = row.chunks_exact(HEAD + B::VALUES / LANES);
-    for (from, to) in from.zip(panel.chunks_exact_mut(B::BYTES)) {
+fn pack_blocks<B: Blocks, const HEAD: usize>(rows: &[&[u8]], panel: &mut [u8]) {
+    let size = HEAD + B::VALUES / LANES;
+    for (block, to) in panel.chunks_exact_mut(B::BYTES).enumerate() {
         let (values, scales) = to.split_at_mut(B::VALUES);
-        for (four, group) in from[HEAD..].chunks_exact(4).zip(values.chunks_exact_mut(4 * LANES)) {
-            group[4 * lane..][..4].copy_from_slice(four);
-        }
-        for (head, of) in from[..HEAD].chunks_exact(2).zip(scales.chunks_exact_mut(2 * LANES)) {
-            of[2 * lane..][..2].copy_from_slice(head);
-        }
+        let part = |from: usize, to: usize| {
+            let mut parts = [[].as_slice(); LANES];
+            parts.iter_mut().zip(rows).for_each(|(part, row)| *part = &row[block * size..][from..to]);
+            parts
+        };
+        turn::<4>(&part(HEAD, size)[..rows.len()], values, 4 * LANES);
+        turn::<2>(&part(0, HEAD)[..rows.len()], scales, 2 * LANES);
     }
 }
 

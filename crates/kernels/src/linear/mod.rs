@@ -30,7 +30,9 @@ mod portable;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tile;
+mod turn;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -148,8 +150,8 @@ impl Section {
         let out = parts.iter().map(|p| p.out).sum();
         let width = kind.width();
         let panels = Buffer::new(usize::div_ceil(out, width), kind.panel_bytes(in_), pool, |panel, bytes| {
-            for lane in 0..width.min(out - panel * width) {
-                let (mut part, mut index) = (0, panel * width + lane);
+            let row = |index: usize| {
+                let (mut part, mut index) = (0, index);
                 while index >= parts[part].out {
                     index -= parts[part].out;
                     part += 1;
@@ -157,14 +159,18 @@ impl Section {
                 let Part { format, bytes: from, .. } = parts[part];
                 let size = format.size(1, in_).expect("checked by stack");
                 let row = &from[index * size..][..size];
-                if format == kind.source() {
-                    layout::pack(kind, lane, row, bytes);
-                } else {
+                match format == kind.source() {
+                    true => Cow::Borrowed(row),
                     // A format without a kernel.
-                    let values = convert::values(format, row).expect("the row's size was checked");
-                    layout::pack(kind, lane, &convert::q8_0(&values), bytes);
+                    false => {
+                        let values = convert::values(format, row).expect("the row's size was checked");
+                        Cow::Owned(convert::q8_0(&values))
+                    }
                 }
-            }
+            };
+            let rows: Vec<Cow<[u8]>> = (panel * width..out.min((panel + 1) * width)).map(row).collect();
+            let rows: Vec<&[u8]> = rows.iter().map(|row| &**row).collect();
+            layout::pack(kind, &rows, bytes);
         });
         Section { first, out, kind, panels }
     }

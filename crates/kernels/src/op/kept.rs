@@ -56,6 +56,9 @@ impl HostTensors {
     /// Of tensors on this device, each whole and in one piece; an error where our kernels do not run (`launches`).
     pub fn of(device: &Device, tensors: &[&Tensor]) -> Result<Self> {
         let span = |tensor: &&Tensor| {
+            if !tensor.device().same_device(device) {
+                candle_core::bail!("a copy of a tensor of {:?} from {device:?}", tensor.device());
+            }
             if !tensor.is_contiguous() {
                 candle_core::bail!("a copy of a tensor with gaps: {:?}", tensor.layout());
             }
@@ -63,7 +66,7 @@ impl HostTensors {
         };
         let spans: Vec<Span> = tensors.iter().map(span).collect::<Result<_>>()?;
         let about = tensors.iter().map(|tensor| (tensor.shape().clone(), tensor.dtype())).collect();
-        // SAFETY: tensors that the caller holds, of this device.
+        // SAFETY: tensors that the caller holds, of this device, as was looked.
         Ok(Self { about, device: device.clone(), copy: unsafe { copied(device, &spans) }? })
     }
 

@@ -58,6 +58,7 @@ impl Clients {
             .read_timeout(Duration::from_secs(SILENCE_SECONDS));
         let (made, builder) = match url.scheme() {
             "https" => (&self.secure, builder),
+            _ if has_secure_proxy(|name| std::env::var(name).ok()) => (&self.secure, builder),
             // One that believes nobody.
             _ => (&self.plain, builder.tls_certs_only([])),
         };
@@ -67,6 +68,13 @@ impl Clients {
         let client = builder.build().map_err(|e| Fault::Refused(chain(&e)))?;
         Ok(made.get_or_init(|| client))
     }
+}
+
+/// Whether the environment, where the clients look for proxies, has http addresses asked through one that is itself asked over
+/// TLS. That `NO_PROXY` may name the address does no harm: certificates are read that nobody shows.
+fn has_secure_proxy(variable: impl Fn(&str) -> Option<String>) -> bool {
+    let is_secure = |proxy: String| Url::parse(&proxy).is_ok_and(|proxy| proxy.scheme() == "https");
+    ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].into_iter().any(|name| variable(name).is_some_and(is_secure))
 }
 
 /// An address, and who is asked there.
@@ -397,6 +405,17 @@ mod tests {
         assert_eq!(content_range("bytes 0-9/*"), Some((0, None)));
         assert_eq!(content_range("bytes */10"), None);
         assert_eq!(content_range("lines 1-2/3"), None);
+    }
+
+    #[test]
+    fn only_a_proxy_for_http_that_is_asked_over_tls_needs_certificates() {
+        let with = |name: &str, proxy: &str| has_secure_proxy(|asked| (asked == name).then(|| proxy.to_owned()));
+        assert!(
+            with("http_proxy", "https://proxy.example:3128") && with("ALL_PROXY", "HTTPS://user:word@proxy.example")
+        );
+        assert!(!with("HTTPS_PROXY", "https://proxy.example") && !with("HTTP_PROXY", "http://proxy.example"));
+        assert!(!with("HTTP_PROXY", "proxy.example:3128") && !with("ALL_PROXY", "socks5://proxy.example"));
+        assert!(!has_secure_proxy(|_| None));
     }
 
     #[test]

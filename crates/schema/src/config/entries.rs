@@ -16,12 +16,6 @@ pub(super) struct Entries {
     pub note: Option<String>,
 }
 
-impl Entries {
-    pub fn read(native: &mut Mapping, container: &Container, known: &Known) -> Result<Self, ConfigError> {
-        read_entries(native, container, known)
-    }
-}
-
 /// The keys of `native.models[0]` that may stand in `native:` itself.
 const ONE_MODEL: [&str; 16] = [
     "name",
@@ -42,7 +36,7 @@ const ONE_MODEL: [&str; 16] = [
     "defaults",
 ];
 
-fn read_entries(native: &mut Mapping, container: &Container, known: &Known) -> Result<Entries, ConfigError> {
+pub(super) fn read(native: &mut Mapping, container: &Container, known: &Known) -> Result<Entries, ConfigError> {
     let list = native.list("models")?;
     let mut one: Map = ONE_MODEL.iter().filter_map(|key| Some(((*key).to_owned(), native.take(key)?))).collect();
     // Another word for it.
