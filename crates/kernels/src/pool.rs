@@ -202,7 +202,12 @@ impl Drop for Job<'_> {
 pub fn progress() -> u64 {
     let pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
     let all = pools.iter().filter_map(Weak::upgrade).map(|pool| pool.progress());
-    all.fold(ELSEWHERE.load(Ordering::Relaxed), u64::wrapping_add)
+    all.fold(elsewhere(), u64::wrapping_add)
+}
+
+/// What [`advance`] has counted.
+pub(crate) fn elsewhere() -> u64 {
+    ELSEWHERE.load(Ordering::Relaxed)
 }
 
 /// Long work outside of any pool has done a unit: [`progress`] changes.

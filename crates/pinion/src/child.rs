@@ -24,8 +24,7 @@ fn serve(registry: worker::Registry, owned: worker::Owned) -> io::Result<()> {
     replace(io::stdin().as_fd(), File::open("/dev/null")?.as_raw_fd())?;
     replace(io::stdout().as_fd(), io::stderr().as_raw_fd())?;
     obey_the_server_only();
-    let progress = || kernels::pool::progress().wrapping_add(kernels::cuda::kept::progress());
-    worker::serve_pipes(registry, owned, frames_in, frames_out, progress, || leave(0))
+    worker::serve_pipes(registry, owned, frames_in, frames_out, kernels::pool::progress, || leave(0))
 }
 
 fn replace(descriptor: BorrowedFd, by: RawFd) -> io::Result<()> {

@@ -7,7 +7,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::Result;
 
@@ -17,14 +16,6 @@ use crate::pool;
 
 /// Large enough that the last one, half empty, wastes little of a model; small enough for the system to find.
 pub const CHUNK_BYTES: usize = 64 << 20;
-
-/// Chunks that copies have taken, for [`progress`].
-static TAKEN: AtomicU64 = AtomicU64::new(0);
-
-/// A number that changes with every chunk that a copy takes: page-locking gigabytes is work that no pool sees.
-pub fn progress() -> u64 {
-    TAKEN.load(Ordering::Relaxed)
-}
 
 /// Chunks that nobody uses now.
 pub struct Spare<T> {
@@ -45,14 +36,13 @@ impl<T> Spare<T> {
     }
 
     fn take(&self, stream: &impl Stream<Staged = T>) -> Result<T> {
-        TAKEN.fetch_add(1, Ordering::Relaxed);
+        // Of hundreds of gigabytes this takes longer than anybody may be silent.
+        pool::advance();
         // Released before anything is made.
         let free = self.free.borrow_mut().pop();
         if let Some(chunk) = free {
             return Ok(chunk);
         }
-        // Of hundreds of gigabytes this takes longer than anybody may be silent.
-        pool::advance();
         let chunk = stream.staged(self.chunk_bytes)?;
         self.made.set(self.made.get() + 1);
         Ok(chunk)
@@ -240,9 +230,9 @@ mod tests {
         let Some(stream) = emulator().map(Emulated::new) else { return };
         let spare = Rc::new(Spare::new(CHUNK));
         for _ in 0..2 {
-            let before = progress();
+            let before = pool::elsewhere();
             drop(copy(&stream, &spare, &filled(&stream, &[2 * CHUNK])));
-            assert!(progress() >= before + 2, "new ones and those that were there");
+            assert!(pool::elsewhere() >= before + 2, "new ones and those that were there");
         }
     }
 
