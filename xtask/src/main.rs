@@ -52,6 +52,8 @@ fn main() -> ExitCode {
 fn test() -> Outcome {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--release", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    // And the program as its users build it: the tests beside it switch on the emulator.
+    cargo(&["clippy", "--release", "-p", "pinion", "--bins", "--quiet", "--", "-D", "warnings"])?;
     clients::set_up()?;
     // All of it at once: the program alone would compile its dependencies a second time, with fewer features.
     cargo(&["test", "--release", "--workspace", "--no-run"])?;

@@ -1,13 +1,10 @@
 //! Tensors of a GPU, copied to page-locked memory of the host and back on candle's stream, by the addresses they have. Refuses to
 //! know which layers they are of.
 
-use std::ops::Deref;
-
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 use super::fused::{address, address_mut};
-use crate::cuda::kept::{HostCopy, Span, bytes_for};
-use crate::cuda::stream::Stream;
+use crate::cuda::kept::{Span, bytes_for};
 
 /// What a layer holds on a GPU.
 #[derive(Clone, Debug)]
@@ -98,31 +95,45 @@ trait Copied {
     unsafe fn put_back(&mut self, spans: &[Span]) -> Result<()>;
 }
 
-struct On<P: Deref<Target: Stream + Sized>> {
-    stream: P,
-    copy: HostCopy<P::Target>,
-}
+/// In builds that have such a stream.
+#[cfg(any(feature = "cuda", test, feature = "emulator"))]
+mod on {
+    use std::ops::Deref;
 
-impl<P: Deref<Target: Stream + Sized>> On<P> {
-    /// # Safety
-    /// As of `HostCopy::of`.
-    unsafe fn new(stream: P, spans: &[Span]) -> Result<Self> {
-        // SAFETY: the caller's promise.
-        let copy = unsafe { HostCopy::of(&*stream, &stream.spare(), spans) }?;
-        Ok(Self { stream, copy })
-    }
-}
+    use candle_core::Result;
 
-impl<P: Deref<Target: Stream + Sized>> Copied for On<P> {
-    fn bytes(&self) -> u64 {
-        self.copy.bytes()
+    use super::Copied;
+    use crate::cuda::kept::{HostCopy, Span};
+    use crate::cuda::stream::Stream;
+
+    pub struct On<P: Deref<Target: Stream + Sized>> {
+        stream: P,
+        copy: HostCopy<P::Target>,
     }
 
-    unsafe fn put_back(&mut self, spans: &[Span]) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.copy.put_back(&*self.stream, spans) }
+    impl<P: Deref<Target: Stream + Sized>> On<P> {
+        /// # Safety
+        /// As of `HostCopy::of`.
+        pub unsafe fn new(stream: P, spans: &[Span]) -> Result<Self> {
+            // SAFETY: the caller's promise.
+            let copy = unsafe { HostCopy::of(&*stream, &stream.spare(), spans) }?;
+            Ok(Self { stream, copy })
+        }
+    }
+
+    impl<P: Deref<Target: Stream + Sized>> Copied for On<P> {
+        fn bytes(&self) -> u64 {
+            self.copy.bytes()
+        }
+
+        unsafe fn put_back(&mut self, spans: &[Span]) -> Result<()> {
+            // SAFETY: the caller's promise.
+            unsafe { self.copy.put_back(&*self.stream, spans) }
+        }
     }
 }
+#[cfg(any(feature = "cuda", test, feature = "emulator"))]
+use on::On;
 
 /// # Safety
 /// The spans are memory of this device.
