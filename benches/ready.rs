@@ -4,8 +4,8 @@
 //!
 //! Before each of them as much memory as the weights take is written and given back. A virtual machine whose host takes free memory away
 //! (free page reporting) gets it again at 0.5 to 1 GB/s when it is written first, and whoever came behind a pause would be measured with
-//! that. While such a host takes back what was freed in the last seconds, the machine's processors stand still now and then, for a second at
-//! the worst: so health is also asked in starts before which nobody has freed memory for a while.
+//! that. In starts right behind it single answers of health came up to a second late, with that host as the likely and not the proven cause:
+//! so health is also asked in starts before which nobody has freed memory for a while.
 
 #[path = "common/read.rs"]
 mod read;
